@@ -1,0 +1,213 @@
+"""How far an image is from the truth, and a mask from its truth.
+
+    [..., ny, nx]  ->  [...]     one number for each image
+
+| name  | formula                              | best | range    |
+|-------|--------------------------------------|------|----------|
+| mse   | mean (x^ - x)^2                      | 0    | [0, inf) |
+| rmse  | sqrt(mse)                            | 0    | [0, inf) |
+| nrmse | norm(x^ - x) / norm(x)               | 0    | [0, inf] |
+| psnr  | 10 log10(data_range^2 / mse)  [dB]   | inf  |          |
+| ssim  | Gaussian window 11 x 11, sigma 1.5   | 1    | [-1, 1]  |
+| dice  | 2 |a and b| / (|a| + |b|)            | 1    | [0, 1]   |
+| iou   | |a and b| / |a or b|                 | 1    | [0, 1]   |
+
+The data range is always given, never guessed from the images: the same error must cost
+the same in every image. It is a plain number, fixed when a function is jitted.
+
+`summary` and `pooled_psnr` close the line: they return Python numbers, ready for JSON.
+"""
+
+import math
+
+import dm_pix
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+# An underscore leaves the sizes of the second argument to `_check_pair`: the type
+# checker of the tests would else speak first, and users have no such checker.
+Image = Float[Array | np.ndarray, "*batch ny nx"]
+Reference = Float[Array | np.ndarray, "*_batch _ny _nx"]
+Mask = (
+    Bool[Array | np.ndarray, "*batch ny nx"] | Num[Array | np.ndarray, "*batch ny nx"]
+)
+ReferenceMask = (
+    Bool[Array | np.ndarray, "*_batch _ny _nx"]
+    | Num[Array | np.ndarray, "*_batch _ny _nx"]
+)
+PerImage = Float[Array, "*batch"]
+
+SSIM_WINDOW = 11  # pixels; with sigma 1.5 the window of Wang et al. 2004
+SSIM_SIGMA = 1.5  # pixels
+
+
+def mse(image: Image, reference: Reference) -> PerImage:
+    """Mean squared error of each image, in the square of the images' unit.
+
+    Raises ValueError if the shapes differ.
+    """
+    _check_pair(image, reference)
+    return jnp.mean(jnp.square(jnp.asarray(image) - jnp.asarray(reference)), (-2, -1))
+
+
+def rmse(image: Image, reference: Reference) -> PerImage:
+    """Root of the mean squared error of each image, in the images' unit.
+
+    Raises ValueError if the shapes differ.
+    """
+    return jnp.sqrt(mse(image, reference))
+
+
+def nrmse(image: Image, reference: Reference) -> PerImage:
+    """Error energy relative to the reference, norm(x^ - x) / norm(x).
+
+    A reference that is zero everywhere gives 0 if the image is zero too, else inf.
+    Raises ValueError if the shapes differ.
+    """
+    error = mse(image, reference)
+    energy = jnp.mean(jnp.square(jnp.asarray(reference)), axis=(-2, -1))
+    ratio = error / jnp.where(energy > 0, energy, 1)
+    empty = jnp.where(error > 0, jnp.inf, 0)
+    return jnp.sqrt(jnp.where(energy > 0, ratio, empty))
+
+
+def psnr(image: Image, reference: Reference, data_range: float) -> PerImage:
+    """Peak signal-to-noise ratio of each image [dB]; inf for identical images.
+
+    data_range: largest minus smallest value a true image can have, 1 for [0, 1].
+    Raises ValueError if the shapes differ or data_range is not positive.
+    """
+    _check_range(data_range)
+    return 20 * math.log10(data_range) - 10 * jnp.log10(mse(image, reference))
+
+
+def ssim(image: Image, reference: Reference, data_range: float) -> PerImage:
+    """Structural similarity of each image, the mean of its map where the window fits.
+
+    Z. Wang et al., IEEE Trans. Image Process. 13 (2004) 600, with a Gaussian window of
+    11 x 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03 and population variances. Other
+    windows give other numbers, so tables must name this one.
+    Raises ValueError if the shapes differ, data_range is not positive or a side of the
+    image is shorter than the window.
+    """
+    _check_pair(image, reference)
+    _check_range(data_range)
+    *batch, ny, nx = image.shape
+    if min(ny, nx) < SSIM_WINDOW:
+        raise ValueError(
+            f"image: expected sides of at least {SSIM_WINDOW} pixels, the SSIM window, "
+            f"got {ny} x {nx}"
+        )
+    value = dm_pix.ssim(
+        jnp.asarray(image).reshape(-1, ny, nx, 1),
+        jnp.asarray(reference).reshape(-1, ny, nx, 1),
+        max_val=data_range,
+        filter_size=SSIM_WINDOW,
+        filter_sigma=SSIM_SIGMA,
+    )
+    return value.reshape(batch)
+
+
+def dice(mask: Mask, reference: ReferenceMask) -> PerImage:
+    """Dice overlap of each pair of masks (boolean or 0/1); 1 if both are empty.
+
+    Raises ValueError if the shapes differ.
+    """
+    both, either = _overlap(mask, reference)
+    # |a| + |b| = |a or b| + |a and b|
+    return jnp.where(either > 0, 2 * both / jnp.maximum(either + both, 1), 1.0)
+
+
+def iou(mask: Mask, reference: ReferenceMask) -> PerImage:
+    """Intersection over union of masks (boolean or 0/1); 1 if both are empty.
+
+    Raises ValueError if the shapes differ.
+    """
+    both, either = _overlap(mask, reference)
+    return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
+
+
+def measure(
+    image: Image,
+    reference: Reference,
+    mask: ReferenceMask,
+    reference_mask: ReferenceMask,
+    data_range: float,
+) -> dict[str, PerImage]:
+    """Every metric of this module for each image: {"mse": [N], ..., "iou": [N]}.
+
+    image, reference: [N, ny, nx]; mask, reference_mask: [N, ny, nx], boolean or 0/1.
+    Raises ValueError as the single metrics do.
+    """
+    _check_pair(image, mask, names=("image", "mask"))
+    return {
+        "mse": mse(image, reference),
+        "rmse": rmse(image, reference),
+        "nrmse": nrmse(image, reference),
+        "psnr": psnr(image, reference, data_range),
+        "ssim": ssim(image, reference, data_range),
+        "dice": dice(mask, reference_mask),
+        "iou": iou(mask, reference_mask),
+    }
+
+
+def summary(values: Float[Array | np.ndarray, " n"]) -> dict[str, float]:
+    """Mean, standard deviation (over N, not N - 1), median and 5th percentile (p5).
+
+    One infinite value (the PSNR of a perfect image) makes the mean infinite and the
+    deviation NaN; median and percentile stand while finite values surround them.
+    Raises ValueError if N = 0.
+    """
+    values = _host(values, "values")
+    with np.errstate(invalid="ignore"):  # inf - inf in the deviation: NaN, as said
+        mean, sd = values.mean(), values.std()
+        median, p5 = np.median(values), np.percentile(values, 5)
+    return {
+        "mean": float(mean),
+        "sd": float(sd),
+        "median": float(median),
+        "p5": float(p5),
+    }
+
+
+def pooled_psnr(
+    mse_values: Float[Array | np.ndarray, " n"], data_range: float
+) -> float:
+    """PSNR [dB] of the mean of all squared errors, at most the mean of the PSNRs.
+
+    The gap between the two measures how unequal the images are (Jensen's inequality).
+    Raises ValueError if N = 0 or data_range is not positive.
+    """
+    _check_range(data_range)
+    mean = float(_host(mse_values, "mse_values").mean())
+    return 10 * math.log10(data_range**2 / mean) if mean > 0 else math.inf
+
+
+def _overlap(mask: Mask, reference: ReferenceMask) -> tuple[PerImage, PerImage]:
+    """Pixels in both masks and pixels in either, for each image."""
+    _check_pair(mask, reference, names=("mask", "reference"))
+    a, b = jnp.asarray(mask) > 0.5, jnp.asarray(reference) > 0.5
+    both, either = jnp.sum(a & b, axis=(-2, -1)), jnp.sum(a | b, axis=(-2, -1))
+    return both.astype(float), either.astype(float)
+
+
+def _host(values: Float[Array | np.ndarray, " n"], name: str) -> np.ndarray:
+    # float64: a mean over 18,233 images must not lose digits in the last step
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{name}: expected shape [N] with N >= 1, got {values.shape}")
+    return values
+
+
+def _check_pair(a, b, names=("image", "reference")) -> None:
+    if a.ndim < 2 or a.shape != b.shape:
+        raise ValueError(
+            f"{names[0]}, {names[1]}: expected one shape [..., ny, nx], "
+            f"got {a.shape} and {b.shape}"
+        )
+
+
+def _check_range(data_range: float) -> None:
+    if not 0 < data_range < math.inf:
+        raise ValueError(f"data_range: expected a positive number, got {data_range}")
