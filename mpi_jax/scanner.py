@@ -1,0 +1,419 @@
+"""The scanner as data: tracer, fields, receiver, grid. SI units, checked when built.
+
+Every field is a flux density B = mu0 H [T], gradients accordingly [T/m]. The frame
+(x, y, z) is right-handed with its origin at the field centre; images have row 0 at the
+largest y and column 0 at the smallest x; volumes are [z, row, column], z ascending.
+
+All classes are frozen dataclasses and pytrees: numbers are leaves (so that jit, vmap and
+grad reach every physical parameter), counts and names are static.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+BOLTZMANN = 1.380649e-23  # [J/K]
+VACUUM_PERMEABILITY = 4e-7 * math.pi  # [T m/A]
+# Magnetite Fe3O4: three iron atoms per formula unit.
+MAGNETITE_MOLAR_MASS = 0.231533  # [kg/mol]
+MAGNETITE_DENSITY = 5170.0  # [kg/m^3]
+
+Scaling = Literal["moment", "si"]
+
+
+def _static(**kwargs):
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def _pytree(cls):
+    """A frozen dataclass as a pytree that is checked when built, not when rebuilt.
+
+    JAX rebuilds pytrees around tracers, shapes and axis numbers, so that must not run
+    __post_init__, as jax.tree_util.register_dataclass would.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    static = [f.name for f in fields if f.metadata.get("static")]
+    leaves = [f.name for f in fields if not f.metadata.get("static")]
+
+    def flatten(obj):
+        children = [(jax.tree_util.GetAttrKey(n), getattr(obj, n)) for n in leaves]
+        return children, tuple(getattr(obj, n) for n in static)
+
+    def unflatten(values, children):
+        obj = object.__new__(cls)
+        for name, value in zip(leaves + static, (*children, *values), strict=True):
+            object.__setattr__(obj, name, value)
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def _array(values):
+    """A list of numbers in float64, or of tracers as a traced array."""
+    traced = any(isinstance(v, jax.core.Tracer) for v in values)
+    return jnp.stack(values) if traced else np.asarray(values, np.float64)
+
+
+def _numbers(obj, name: str, last_axes: tuple[int, ...] = ()) -> np.ndarray | None:
+    """Check a leaf's last axes and values; return it as a NumPy array.
+
+    None where a scanner is built inside jit or grad and the leaf has no value.
+    """
+    value = getattr(obj, name)
+    if isinstance(value, (list, tuple)):
+        value = _array(value)
+        object.__setattr__(obj, name, value)
+    if isinstance(value, jax.core.Tracer):
+        return None
+    value = np.asarray(value)
+    where = f"{type(obj).__name__}.{name}"
+    n = len(last_axes)
+    if value.ndim < n or value.shape[value.ndim - n :] != last_axes:
+        raise ValueError(
+            f"{where}: expected shape ending in {last_axes}, got {value.shape}"
+        )
+    if np.issubdtype(value.dtype, np.floating) and not np.all(np.isfinite(value)):
+        raise ValueError(f"{where}: expected finite numbers, got {value}")
+    return value
+
+
+def _positive(obj, name: str, last_axes: tuple[int, ...] = ()) -> None:
+    value = _numbers(obj, name, last_axes)
+    if value is not None and np.any(value <= 0):
+        raise ValueError(
+            f"{type(obj).__name__}.{name}: expected positive numbers, got {value}"
+        )
+
+
+@_pytree
+class Tracer:
+    """Single-domain particles in thermal equilibrium (Langevin).
+
+    core_diameter [m], saturation_magnetisation [A/m], temperature [K],
+    iron_concentration: what image value 1 means, in mmol(Fe)/L = mol(Fe)/m^3 (used by
+    the "si" scaling only).
+    """
+
+    core_diameter: Float[Array, "*batch"] | float = 30e-9
+    saturation_magnetisation: Float[Array, "*batch"] | float = 8e5
+    temperature: Float[Array, "*batch"] | float = 293.15
+    iron_concentration: Float[Array, "*batch"] | float = 50.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _positive(self, field.name)
+
+    @property
+    def volume(self):
+        """Core volume [m^3]."""
+        return math.pi / 6 * self.core_diameter**3
+
+    @property
+    def moment(self):
+        """Magnetic moment m of one particle [A m^2]."""
+        return self.saturation_magnetisation * self.volume
+
+    @property
+    def beta(self):
+        """Inverse field scale m / (k T) [1/T]: the Langevin argument is beta |B|."""
+        return self.moment / (BOLTZMANN * self.temperature)
+
+    @property
+    def number_density(self):
+        """Particles per volume [1/m^3] at image value 1."""
+        per_mole = MAGNETITE_MOLAR_MASS / (3 * MAGNETITE_DENSITY)
+        return self.iron_concentration * per_mole / self.volume
+
+
+@_pytree
+class DriveField:
+    """Homogeneous sinusoidal fields along x, y, z, locked to one base frequency.
+
+    amplitude [3] T, phase [3] turns (0: sine, 1/4: cosine), base_frequency [Hz].
+    Axis d swings at base_frequency / divider[d]; divider 0 means not driven. Sampling
+    runs at oversampling * base_frequency over one common period.
+    """
+
+    amplitude: Float[Array, "*batch 3"]
+    divider: tuple[int, int, int] = _static()
+    phase: Float[Array, "*batch 3"] = (0.0, 0.0, 0.0)
+    base_frequency: Float[Array, "*batch"] | float = 2.5e6
+    oversampling: int = _static(default=1)
+
+    def __post_init__(self):
+        _numbers(self, "amplitude", (3,))
+        _numbers(self, "phase", (3,))
+        _positive(self, "base_frequency")
+        divider = self.divider
+        if (
+            len(divider) != 3
+            or any(not isinstance(n, int) or n < 0 for n in divider)
+            or not any(divider)
+        ):
+            raise ValueError(
+                "DriveField.divider: expected 3 whole numbers >= 0, at least one of "
+                f"them > 0, got {divider}"
+            )
+        if not isinstance(self.oversampling, int) or self.oversampling < 1:
+            raise ValueError(
+                "DriveField.oversampling: expected a whole number >= 1, got "
+                f"{self.oversampling}"
+            )
+
+    @property
+    def samples(self) -> int:
+        """V, samples per period."""
+        return self.oversampling * math.lcm(*(n for n in self.divider if n))
+
+    @property
+    def sampling_rate(self):
+        """[Hz]"""
+        return self.oversampling * self.base_frequency
+
+    @property
+    def frequencies(self):
+        """Drive frequency of each axis [3] Hz, 0 where not driven."""
+        inverse = np.array([1 / n if n else 0.0 for n in self.divider])
+        return self.base_frequency * inverse
+
+    def turns(self) -> np.ndarray:
+        """Phase of sample n on each axis without the start phase, [V, 3] turns.
+
+        From integers: 2 pi f t with a float32 time is wrong by 1e-5 and more.
+        """
+        n = np.arange(self.samples)[:, None]
+        period = self.oversampling * np.array([d or 1 for d in self.divider])
+        return (n % period) / period
+
+    def field(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
+        """Drive field [V, 3] T and its time derivative [V, 3] T/s over one period."""
+        angle = 2 * np.pi * self.turns()
+        driven = np.array([n > 0 for n in self.divider])
+        sine, cosine = jnp.asarray(np.sin(angle)), jnp.asarray(np.cos(angle))
+        start = 2 * np.pi * jnp.asarray(self.phase)[None]
+        amplitude = jnp.where(driven, jnp.asarray(self.amplitude), 0.0)[None]
+        rate = 2 * np.pi * jnp.asarray(self.frequencies)[None]
+        s = sine * jnp.cos(start) + cosine * jnp.sin(start)
+        ds = rate * (cosine * jnp.cos(start) - sine * jnp.sin(start))
+        return amplitude * s, amplitude * ds
+
+
+@_pytree
+class SelectionField:
+    """Static field offset + gradient @ r; the field-free point is where B vanishes.
+
+    gradient [3, 3] T/m, symmetric and free of divergence (trace 0); offset [3] T.
+    """
+
+    gradient: Float[Array, "*batch 3 3"]
+    offset: Float[Array, "*batch 3"] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        _numbers(self, "offset", (3,))
+        gradient = _numbers(self, "gradient", (3, 3))
+        if gradient is None:
+            return
+        scale = np.max(np.abs(gradient))
+        skew = np.max(np.abs(gradient - np.swapaxes(gradient, -1, -2)))
+        trace = np.max(np.abs(np.trace(gradient, axis1=-2, axis2=-1)))
+        if scale == 0 or max(skew, trace) > 1e-5 * scale:
+            raise ValueError(
+                "SelectionField.gradient: expected a symmetric matrix with trace 0 "
+                f"(Maxwell) and not all zero, got {gradient.tolist()}"
+            )
+
+
+@_pytree
+class Receiver:
+    """Homogeneous receive coils.
+
+    sensitivity [C, 3]: field per ampere of each coil [T/A] (reciprocity). scaling:
+    "si" gives volts, with the minus sign of induction; "moment" gives A m^2/s per unit
+    image with a plus sign and takes sensitivity as plain direction (MPIRF's convention).
+    """
+
+    sensitivity: Float[Array, "*batch C 3"]
+    scaling: Scaling = _static(default="moment")
+
+    def __post_init__(self):
+        if self.scaling not in ("moment", "si"):
+            raise ValueError(
+                f"Receiver.scaling: expected 'moment' or 'si', got {self.scaling!r}"
+            )
+        value = _numbers(self, "sensitivity")
+        if value is not None and (value.ndim < 2 or value.shape[-1] != 3):
+            raise ValueError(
+                f"Receiver.sensitivity: expected shape [C, 3], got {value.shape}"
+            )
+
+
+@_pytree
+class Grid:
+    """Pixels (ny, nx) or voxels (nz, ny, nx) of a field of view.
+
+    field_of_view [3] (x, y, z) m, edge to edge (z: slice thickness of an image),
+    centre [3] m. Pixel centres lie at (i + 1/2) * pitch from the edge.
+    """
+
+    shape: tuple[int, ...] = _static()
+    field_of_view: Float[Array, "*batch 3"]
+    centre: Float[Array, "*batch 3"] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        if len(self.shape) not in (2, 3) or any(
+            not isinstance(n, int) or n < 1 for n in self.shape
+        ):
+            raise ValueError(
+                "Grid.shape: expected (ny, nx) or (nz, ny, nx), whole numbers >= 1, "
+                f"got {self.shape}"
+            )
+        _positive(self, "field_of_view", (3,))
+        _numbers(self, "centre", (3,))
+
+    @property
+    def size(self) -> int:
+        """P, number of pixels or voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(nx, ny, nz)"""
+        ny, nx = self.shape[-2:]
+        return nx, ny, self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def pitch(self) -> Float[Array, " 3"]:
+        """Pixel size (x, y, z) [m]."""
+        return jnp.asarray(self.field_of_view) / np.array(self.counts)
+
+    def axes(self) -> tuple[Array, Array, Array]:
+        """x of each column, y of each row, z of each slice [m]; y falls with the row."""
+        x, y, z = (
+            centre + (np.arange(n) + 0.5 - n / 2) * pitch
+            for n, pitch, centre in zip(
+                self.counts, self.pitch, jnp.asarray(self.centre), strict=True
+            )
+        )
+        return x, y[::-1], z
+
+    def positions(self) -> Float[Array, "P 3"]:
+        """Pixel centres [m], flat in the order of `image.reshape(-1)`."""
+        x, y, z = self.axes()
+        zz, yy, xx = jnp.meshgrid(z, y, x, indexing="ij")
+        return jnp.stack([xx, yy, zz], axis=-1).reshape(-1, 3)
+
+
+@_pytree
+class Scanner:
+    """Everything that turns a concentration on a grid into a voltage."""
+
+    tracer: Tracer
+    drive_field: DriveField
+    selection_field: SelectionField
+    receiver: Receiver
+    grid: Grid
+
+    @property
+    def samples(self) -> int:
+        """V, samples per period and channel."""
+        return self.drive_field.samples
+
+    @property
+    def channels(self) -> int:
+        """C, receive channels."""
+        return self.receiver.sensitivity.shape[-2]
+
+    def field_free_point(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
+        """Position [V, 3] m and velocity [V, 3] m/s of the field-free point."""
+        field, rate = self.drive_field.field()
+        inverse = jnp.linalg.inv(jnp.asarray(self.selection_field.gradient))
+        offset = jnp.asarray(self.selection_field.offset)[None]
+        return -(field + offset) @ inverse.T, -rate @ inverse.T
+
+    def frequencies(self) -> np.ndarray:
+        """Frequency of each rfft bin [K] Hz."""
+        return np.fft.rfftfreq(self.samples, 1 / float(self.drive_field.sampling_rate))
+
+
+def _shape(shape, axes: int) -> tuple[int, ...]:
+    return (shape,) * axes if isinstance(shape, int) else tuple(shape)
+
+
+def paper(
+    shape: int | tuple[int, int] = 128,
+    *,
+    amplitude: float = 12.8e-3,
+    gradient: float = 2.0,
+    field_of_view: float = 12.8e-3,
+    phase: float = 0.0,
+    tracer: Tracer | None = None,
+) -> Scanner:
+    """The dual-task TransGAN paper's scan: 12.8 x 12.8 mm, 2 x 1632 samples.
+
+    The paper fixes the field of view, the Lissajous path and the signal length; only
+    the ratio amplitude / gradient = 6.4 mm follows from it. amplitude [T], gradient
+    [T/m] along x and y and field_of_view [m] default to the values nearest to those of
+    the paper's simulator MPIRF, the tracer to MPIRF's (30 nm, 8e5 A/m, 20 C).
+    """
+    return Scanner(
+        tracer=tracer or Tracer(),
+        drive_field=DriveField(
+            amplitude=(amplitude, amplitude, 0.0),
+            divider=(102, 96, 0),
+            phase=(phase, phase, 0.0),
+        ),
+        selection_field=SelectionField(
+            _array([-gradient, -gradient, 2 * gradient])[:, None] * np.eye(3)
+        ),
+        receiver=Receiver(np.eye(2, 3)),
+        grid=Grid(_shape(shape, 2), (field_of_view, field_of_view, 1e-3)),
+    )
+
+
+# Perimag's core size is not documented; 0.6 T/mu0 is bulk magnetite.
+_PERIMAG = Tracer(30e-9, 0.6 / VACUUM_PERMEABILITY, 293.15)
+
+
+def open_mpi_2d(
+    shape: int | tuple[int, int] = 37,
+    *,
+    field_of_view: tuple[float, float, float] = (37e-3, 37e-3, 0.5e-3),
+    tracer: Tracer = _PERIMAG,
+) -> Scanner:
+    """Open MPI Data's preclinical Bruker scanner, 2D sequence, receive channels x and y.
+
+    12 mT, (-1, -1, 2) T/m, 2.5 MHz / (102, 96), cosine phase (Knopp et al. 2020, Data in
+    Brief 28:104971). The grid defaults to one slice of calibration 5 (37 x 37 of 1 mm).
+    """
+    return Scanner(
+        tracer=tracer,
+        drive_field=DriveField((12e-3, 12e-3, 0.0), (102, 96, 0), (0.25, 0.25, 0.0)),
+        selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
+        receiver=Receiver(np.eye(2, 3)),
+        grid=Grid(_shape(shape, 2), field_of_view),
+    )
+
+
+def open_mpi_3d(
+    shape: int | tuple[int, int, int] = 19,
+    *,
+    field_of_view: tuple[float, float, float] = (38e-3, 38e-3, 19e-3),
+    tracer: Tracer = _PERIMAG,
+) -> Scanner:
+    """Open MPI Data's 3D sequence: third axis at 2.5 MHz / 99, three channels."""
+    return Scanner(
+        tracer=tracer,
+        drive_field=DriveField((12e-3, 12e-3, 12e-3), (102, 96, 99), (0.25,) * 3),
+        selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
+        receiver=Receiver(np.eye(3)),
+        grid=Grid(_shape(shape, 3), field_of_view),
+    )
