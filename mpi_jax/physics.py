@@ -19,7 +19,6 @@ because published data was made with it.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mpi_jax.scanner import Scanner
 
-Model = Literal["tensor", "mpirf"]
+MODELS = ("tensor", "mpirf")
 
 # Largest [samples, pixels] block evaluated at once: bounds memory, fills the cache.
 _BLOCK = 2**20
@@ -81,16 +80,16 @@ def _dtype():
     return jnp.result_type(float)
 
 
-def _check_model(model: str) -> None:
-    if model not in get_args(Model):
-        raise ValueError(f"model: expected one of {get_args(Model)}, got {model!r}")
+def check_model(model: str) -> None:
+    if model not in MODELS:
+        raise ValueError(f"model: expected one of {MODELS}, got {model!r}")
 
 
 def response(
     scanner: Scanner,
     drive_field: Float[Array, "T 3"],
     drive_rate: Float[Array, "T 3"],
-    model: Model = "tensor",
+    model: str = "tensor",
 ) -> Float[Array, "C T P"]:
     """Signal of unit concentration in each pixel, for given samples of the drive field.
 
@@ -119,7 +118,9 @@ def response(
         kernel = f + z * q
         parts = [kernel * b for b in rate]
     sensitivity = scale * jnp.asarray(receiver.sensitivity, dtype)
-    return jnp.stack([sum(p * s for p, s in zip(parts, c, strict=True)) for c in sensitivity])
+    return jnp.stack(
+        [sum(p * s for p, s in zip(parts, c, strict=True)) for c in sensitivity]
+    )
 
 
 def block_starts(scanner: Scanner) -> tuple[np.ndarray, int]:
@@ -137,7 +138,7 @@ def block_starts(scanner: Scanner) -> tuple[np.ndarray, int]:
 def voltage(
     scanner: Scanner,
     concentration: Float[Array | np.ndarray, "*batch_and_grid"],
-    model: Model = "tensor",
+    model: str = "tensor",
 ) -> Float[Array, "*batch C V"]:
     """Voltage of one period for concentrations [..., *grid.shape], without a matrix.
 
@@ -145,7 +146,7 @@ def voltage(
     system_matrix.forward. Differentiable in everything; the backward pass recomputes
     the kernel block by block. Raises ValueError on a shape that isn't the grid's.
     """
-    _check_model(model)
+    check_model(model)
     shape = scanner.grid.shape
     if concentration.shape[-len(shape) :] != shape:
         raise ValueError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,10 @@ VACUUM_PERMEABILITY = 4e-7 * math.pi  # [T m/A]
 MAGNETITE_MOLAR_MASS = 0.231533  # [kg/mol]
 MAGNETITE_DENSITY = 5170.0  # [kg/m^3]
 
-Scaling = Literal["moment", "si"]
+# Leaves: numbers or arrays when built; vmap may stack them along leading axes.
+Scalar = Float[Array | np.ndarray, "*batch"] | float | int
+Vector = Float[Array | np.ndarray, "*batch 3"] | Sequence[Scalar]
+Matrix = Float[Array | np.ndarray, "*batch 3 3"]
 
 
 def _static(**kwargs):
@@ -103,10 +106,10 @@ class Tracer:
     the "si" scaling only).
     """
 
-    core_diameter: Float[Array, "*batch"] | float = 30e-9
-    saturation_magnetisation: Float[Array, "*batch"] | float = 8e5
-    temperature: Float[Array, "*batch"] | float = 293.15
-    iron_concentration: Float[Array, "*batch"] | float = 50.0
+    core_diameter: Scalar = 30e-9
+    saturation_magnetisation: Scalar = 8e5
+    temperature: Scalar = 293.15
+    iron_concentration: Scalar = 50.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -125,7 +128,8 @@ class Tracer:
     @property
     def beta(self):
         """Inverse field scale m / (k T) [1/T]: the Langevin argument is beta |B|."""
-        return self.moment / (BOLTZMANN * self.temperature)
+        # (k T)^2 underflows in float32 and would spoil the derivative in T.
+        return self.moment / BOLTZMANN / self.temperature
 
     @property
     def number_density(self):
@@ -143,10 +147,10 @@ class DriveField:
     runs at oversampling * base_frequency over one common period.
     """
 
-    amplitude: Float[Array, "*batch 3"]
+    amplitude: Vector
     divider: tuple[int, int, int] = _static()
-    phase: Float[Array, "*batch 3"] = (0.0, 0.0, 0.0)
-    base_frequency: Float[Array, "*batch"] | float = 2.5e6
+    phase: Vector = (0.0, 0.0, 0.0)
+    base_frequency: Scalar = 2.5e6
     oversampling: int = _static(default=1)
 
     def __post_init__(self):
@@ -207,6 +211,35 @@ class DriveField:
         return amplitude * s, amplitude * ds
 
 
+# MPIRF's rounded constants.
+_MPIRF_PI = 3.1416
+_MPIRF_BOLTZMANN = 1.3806488e-23
+_MPIRF_VACUUM_PERMEABILITY = 4 * _MPIRF_PI * 1e-7
+_MPIRF_STEP = 1e-4  # [m]
+
+
+@_pytree
+class MPIRFDriveField(DriveField):
+    """MPIRF's sampling: the period plus its repeated end point, phases with pi = 3.1416.
+
+    Only for comparison with files of that simulator.
+    """
+
+    @property
+    def samples(self) -> int:
+        return super().samples + 1
+
+    @property
+    def frequencies(self):
+        return super().frequencies * (_MPIRF_PI / math.pi)
+
+    def turns(self) -> np.ndarray:
+        period = self.oversampling * np.array([d or 1 for d in self.divider])
+        turns = np.arange(self.samples)[:, None] / period * (_MPIRF_PI / math.pi)
+        # -cos(w t + pi / 2) is a sine only for the true pi.
+        return turns + (_MPIRF_PI / math.pi - 1) / 4
+
+
 @_pytree
 class SelectionField:
     """Static field offset + gradient @ r; the field-free point is where B vanishes.
@@ -214,8 +247,8 @@ class SelectionField:
     gradient [3, 3] T/m, symmetric and free of divergence (trace 0); offset [3] T.
     """
 
-    gradient: Float[Array, "*batch 3 3"]
-    offset: Float[Array, "*batch 3"] = (0.0, 0.0, 0.0)
+    gradient: Matrix
+    offset: Vector = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
         _numbers(self, "offset", (3,))
@@ -241,8 +274,8 @@ class Receiver:
     image with a plus sign and takes sensitivity as plain direction (MPIRF's convention).
     """
 
-    sensitivity: Float[Array, "*batch C 3"]
-    scaling: Scaling = _static(default="moment")
+    sensitivity: Float[Array | np.ndarray, "*batch C axes"]
+    scaling: str = _static(default="moment")
 
     def __post_init__(self):
         if self.scaling not in ("moment", "si"):
@@ -265,8 +298,8 @@ class Grid:
     """
 
     shape: tuple[int, ...] = _static()
-    field_of_view: Float[Array, "*batch 3"]
-    centre: Float[Array, "*batch 3"] = (0.0, 0.0, 0.0)
+    field_of_view: Vector
+    centre: Vector = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
         if len(self.shape) not in (2, 3) or any(
@@ -351,10 +384,10 @@ def _shape(shape, axes: int) -> tuple[int, ...]:
 def paper(
     shape: int | tuple[int, int] = 128,
     *,
-    amplitude: float = 12.8e-3,
-    gradient: float = 2.0,
-    field_of_view: float = 12.8e-3,
-    phase: float = 0.0,
+    amplitude: Scalar = 12.8e-3,
+    gradient: Scalar = 2.0,
+    field_of_view: Scalar = 12.8e-3,
+    phase: Scalar = 0.0,
     tracer: Tracer | None = None,
 ) -> Scanner:
     """The dual-task TransGAN paper's scan: 12.8 x 12.8 mm, 2 x 1632 samples.
@@ -376,6 +409,50 @@ def paper(
         ),
         receiver=Receiver(np.eye(2, 3)),
         grid=Grid(_shape(shape, 2), (field_of_view, field_of_view, 1e-3)),
+    )
+
+
+def mpirf(
+    *,
+    amplitude: tuple[float, float] = (12e-3, 12e-3),
+    gradient: tuple[float, float] = (2.0, 2.0),
+    core_diameter: Scalar = 30e-9,
+    saturation_magnetisation: float = 8e5,
+    temperature: float = 293.15,
+) -> Scanner:
+    """The MPIRF simulator's scanner with its own grid, samples and rounded constants.
+
+    amplitude [T] (x, y) is given as to MPIRF, which swaps the two axes; gradient [T/m]
+    is not swapped. Pixels are 0.1 mm, centred on nodes from edge to edge, 1633 samples.
+    Use with model="mpirf" to compare with files of that simulator; for anything else
+    take `paper`. Source: XiaoYaoNet/MPIRF, ScannerBase.py, commit ab79bf5 (MIT).
+    """
+    ax, ay = amplitude[::-1]
+    u0 = _MPIRF_VACUUM_PERMEABILITY
+    half = [(a / u0) / (g / u0) for a, g in zip((ax, ay), gradient, strict=True)]
+    # The float rounding of arange decides the number of nodes.
+    nx, ny = (len(np.arange(-h, h + _MPIRF_STEP, _MPIRF_STEP)) for h in half)
+    return Scanner(
+        # Rounded pi and Boltzmann constant, as equal changes of these two.
+        tracer=Tracer(
+            core_diameter,
+            saturation_magnetisation * (_MPIRF_PI / math.pi),
+            temperature * (_MPIRF_BOLTZMANN / BOLTZMANN),
+        ),
+        drive_field=MPIRFDriveField((ax, ay, 0.0), (102, 96, 0)),
+        selection_field=SelectionField(
+            np.diag([-gradient[0], -gradient[1], gradient[0] + gradient[1]])
+        ),
+        receiver=Receiver(np.eye(2, 3)),
+        grid=Grid(
+            (ny, nx),
+            (nx * _MPIRF_STEP, ny * _MPIRF_STEP, _MPIRF_STEP),
+            (
+                (nx - 1) / 2 * _MPIRF_STEP - half[0],
+                half[1] - (ny - 1) / 2 * _MPIRF_STEP,
+                0.0,
+            ),
+        ),
     )
 
 

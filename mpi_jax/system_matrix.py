@@ -17,15 +17,13 @@ from mpi_jax import physics
 from mpi_jax.scanner import Scanner
 
 
-def simulate(
-    scanner: Scanner, model: physics.Model = "tensor"
-) -> Float[Array, "C V P"]:
+def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
     """System matrix of a simulated calibration, in one jitted pass.
 
     Written block by block into the result, so that peak memory stays near its size.
     Units: the receiver's, per unit concentration.
     """
-    physics._check_model(model)
+    physics.check_model(model)
     return _simulate(scanner, model)
 
 

@@ -1,0 +1,119 @@
+"""Scanner: units, axes, exact sampling, checks at the door."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpi_jax import scanner
+
+
+def test_paper_numbers():
+    s = scanner.paper()
+    assert (s.samples, s.channels, s.grid.shape) == (1632, 2, (128, 128))
+    assert s.samples * s.channels == 3264
+    np.testing.assert_allclose(s.tracer.moment, 1.130973355e-17, rtol=1e-9)
+    np.testing.assert_allclose(s.tracer.beta, 2794.339644, rtol=1e-9)
+    speed = np.linalg.norm(s.field_free_point()[1], axis=1)
+    np.testing.assert_allclose([speed.min(), speed.max()], [74.9, 1438], rtol=1e-3)
+    frequencies = s.frequencies()
+    assert frequencies.shape == (817,)
+    np.testing.assert_allclose(frequencies[16], 2.5e6 / 102)  # x is 16 x the basic one
+    np.testing.assert_allclose(frequencies[17], 2.5e6 / 96)
+
+
+@pytest.mark.parametrize(
+    "preset, samples", [("open_mpi_2d", 1632), ("open_mpi_3d", 53856)]
+)
+def test_open_mpi_periods(preset, samples):
+    assert getattr(scanner, preset)().samples == samples
+
+
+def test_iron_density():
+    # PHYSICS: 50 mmol/L of 30 nm cores are 5.28e19 particles per m^3.
+    np.testing.assert_allclose(
+        scanner.Tracer(30e-9, iron_concentration=50.0).number_density,
+        5.28e19,
+        rtol=2e-3,
+    )
+
+
+def test_pixel_centres():
+    grid = scanner.Grid((4, 2), (2e-3, 8e-3, 1e-3), (1e-3, 0.0, 5e-3))
+    positions = np.asarray(grid.positions()).reshape(4, 2, 3)
+    np.testing.assert_allclose(positions[0, 0], [0.5e-3, 3e-3, 5e-3], rtol=1e-6)
+    np.testing.assert_allclose(positions[3, 1], [1.5e-3, -3e-3, 5e-3], rtol=1e-6)
+    volume = scanner.Grid((2, 1, 1), (1.0, 1.0, 2.0)).positions()
+    np.testing.assert_allclose(volume[:, 2], [-0.5, 0.5])  # z ascends
+
+
+def test_sampling_is_exact():
+    """Integer phases against float64 time, late in the long 3D period."""
+    drive = scanner.open_mpi_3d().drive_field
+    with jax.enable_x64(True):
+        field, rate = drive.field()
+    t = np.arange(drive.samples) / 2.5e6
+    f = 2.5e6 / np.array([102, 96, 99])
+    angle = 2 * np.pi * (f * t[:, None] + 0.25)
+    np.testing.assert_allclose(field, 12e-3 * np.sin(angle), atol=1e-13)
+    np.testing.assert_allclose(
+        rate, 12e-3 * 2 * np.pi * f * np.cos(angle), atol=1e-8, rtol=0
+    )
+
+
+def test_field_vanishes_at_field_free_point():
+    s = scanner.paper(phase=0.1)
+    s = dataclasses.replace(
+        s,
+        selection_field=scanner.SelectionField(
+            np.diag([-1.0, -2.0, 3.0]), (1e-3, 2e-3, 0.0)
+        ),
+    )
+    position, velocity = s.field_free_point()
+    drive, rate = s.drive_field.field()
+    gradient = s.selection_field.gradient
+    b = drive + s.selection_field.offset[None] + position @ gradient
+    assert np.max(np.abs(b)) < 1e-8
+    np.testing.assert_allclose(velocity @ gradient, -rate, atol=1e-3)
+
+
+def test_sine_and_cosine_paths():
+    """The sine path crosses itself elsewhere than the cosine path, which retraces."""
+    for phase, distinct in ((0.0, 1377), (0.25, 697)):
+        position = scanner.paper(phase=phase).field_free_point()[0]
+        assert len(np.unique(np.round(position * 1e7), axis=0)) == distinct
+
+
+def test_pytree_under_transformations():
+    s = scanner.paper(8)
+    assert jax.tree.structure(s) == jax.tree.structure(jax.tree.map(jnp.asarray, s))
+    stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), s)
+    beta = jax.vmap(lambda one: one.tracer.beta)(stacked)
+    # beta ~ M d^3 / T
+    np.testing.assert_allclose(beta[1] / beta[0], 8, rtol=1e-5)
+    gradient = jax.grad(
+        lambda a: scanner.paper(8, amplitude=a).drive_field.field()[0].max()
+    )
+    np.testing.assert_allclose(gradient(12.8e-3), 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "build, words",
+    [
+        (lambda: scanner.Tracer(core_diameter=-1e-9), "Tracer.core_diameter"),
+        (lambda: scanner.Tracer(temperature=float("nan")), "Tracer.temperature"),
+        (lambda: scanner.SelectionField(np.eye(3)), "trace 0"),
+        (lambda: scanner.SelectionField(np.zeros((3, 3))), "not all zero"),
+        (lambda: scanner.DriveField((1.0, 1.0), (1, 2, 3)), "shape ending in"),
+        (lambda: scanner.DriveField((1.0, 1.0, 0.0), (0, 0, 0)), "at least one"),
+        (lambda: scanner.Receiver(np.eye(3), "volt"), "'moment' or 'si'"),
+        (lambda: scanner.Receiver(np.eye(2)), r"\[C, 3\]"),
+        (lambda: scanner.Grid((0, 3), (1.0, 1.0, 1.0)), "whole numbers"),
+        (lambda: scanner.Grid((3, 3), (1.0, 0.0, 1.0)), "positive"),
+    ],
+)
+def test_bad_input_is_named(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
