@@ -1,0 +1,144 @@
+"""Blocked Kaczmarz in JAX against row loops, in one process; prints JSON lines.
+
+    python benchmarks/kaczmarz.py [--rows 2500] [--voxels 1369] [--iterations 20]
+
+Peers: `numpy`, the row loop with one BLAS product per row, and `numba`, the strict row
+loop (no fastmath), if Numba is there. Peers take frames one by one, JAX as one batch.
+Medians, compile time and the first call excluded, argument checks included; the peers'
+cost per frame does not depend on the number of frames, so they run one frame.
+Seconds depend on the machine and its load: quote the ratios.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from mpi_jax.reconstruct import kaczmarz
+
+try:
+    import numba
+except ImportError:
+    numba = None
+
+
+def numpy_rows(S, u, lam, iterations):
+    """The textbook row loop, real and non-negative after each sweep."""
+    conjugate = S.conj()
+    energy = np.sum(np.abs(S) ** 2, axis=1)
+    root = np.sqrt(lam)
+    c, v = np.zeros(S.shape[1], S.dtype), np.zeros(len(S), S.dtype)
+    for _ in range(iterations):
+        for i in range(len(S)):
+            alpha = (u[i] - S[i] @ c - root * v[i]) / (energy[i] + lam)
+            c += alpha * conjugate[i]
+            v[i] += root * alpha
+        c = np.maximum(c.real, 0).astype(S.dtype)
+    return c.real
+
+
+def scalar_rows(S, u, lam, iterations):
+    """The same with scalar loops, for Numba."""
+    root = np.float32(np.sqrt(lam))
+    c, v = np.zeros(S.shape[1], np.complex64), np.zeros(len(S), np.complex64)
+    energy = np.zeros(len(S), np.float32)
+    for i in range(S.shape[0]):
+        for n in range(S.shape[1]):
+            energy[i] += S[i, n].real ** 2 + S[i, n].imag ** 2
+    for _ in range(iterations):
+        for i in range(S.shape[0]):
+            product = np.complex64(0)
+            for n in range(S.shape[1]):
+                product += S[i, n] * c[n]
+            alpha = (u[i] - product - root * v[i]) / (energy[i] + lam)
+            for n in range(S.shape[1]):
+                c[n] += alpha * np.conj(S[i, n])
+            v[i] += root * alpha
+        for n in range(S.shape[1]):
+            c[n] = max(c[n].real, np.float32(0))
+    return c.real
+
+
+def interleaved(functions, repeats):
+    """Median seconds of each function and its result, taken in turns after one call,
+    so that load from elsewhere meets all of them."""
+    results = {name: np.asarray(f()) for name, f in functions.items()}
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in seconds.items()}, results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=2500)
+    parser.add_argument("--voxels", type=int, default=1369)
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    shape = (args.rows, args.voxels)
+    S = (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+    truth = np.maximum(rng.normal(size=(max(args.frames), args.voxels)), 0)
+    u = truth @ S.T
+    u += rng.normal(size=u.shape) + 1j * rng.normal(size=u.shape)
+    u = u.astype(np.complex64)
+    lam = np.float32(1e-2 * np.sum(np.abs(S) ** 2) / args.voxels)
+
+    matrix = jax.numpy.asarray(S)
+    peers = {"numpy": numpy_rows}
+    if numba is not None:
+        peers["numba"] = numba.njit(scalar_rows)
+    for frames in args.frames:
+        batch = jax.numpy.asarray(u[:frames])
+        functions = {
+            "jax": lambda batch=batch: kaczmarz.solve(
+                matrix, batch, lam=1e-2, iterations=args.iterations
+            )
+        }
+        for name, peer in peers.items():
+            functions[name] = lambda peer=peer: peer(S, u[0], lam, args.iterations)
+        seconds, results = interleaved(functions, args.repeats)
+        for name in peers:
+            error = np.linalg.norm(results["jax"][0] - results[name])
+            record = {
+                "benchmark": "kaczmarz",
+                "rows": args.rows,
+                "voxels": args.voxels,
+                "iterations": args.iterations,
+                "dtype": "complex64",
+                "frames": frames,
+                "peer": name,
+                "times_faster_per_frame": seconds[name] * frames / seconds["jax"],
+                "jax_seconds_per_frame": seconds["jax"] / frames,
+                "peer_seconds_per_frame": seconds[name],
+                "relative_difference": float(error / np.linalg.norm(results[name])),
+                "repeats": args.repeats,
+                "jax": jax.__version__,
+                "device": jax.devices()[0].device_kind,
+                "cores": os.cpu_count(),
+            }
+            print(
+                json.dumps(
+                    {
+                        key: float(f"{value:.3g}")
+                        if isinstance(value, float)
+                        else value
+                        for key, value in record.items()
+                    }
+                ),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

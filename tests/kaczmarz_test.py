@@ -1,0 +1,425 @@
+"""Blocked Kaczmarz: plain row loop, closed forms, reference vectors, measured data."""
+
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpi_jax.reconstruct import kaczmarz
+
+
+def row_loop(S, u, lam, iterations, real=True, nonnegative=True, order=None):
+    """The definition, one frame, one row at a time; lam absolute."""
+    c, v = np.zeros(S.shape[1], S.dtype), np.zeros(len(S), S.dtype)
+    for _ in range(iterations):
+        for i in range(len(S)) if order is None else order:
+            energy = np.linalg.norm(S[i]) ** 2
+            if energy > 0:
+                alpha = (u[i] - S[i] @ c - np.sqrt(lam) * v[i]) / (energy + lam)
+                c = c + alpha * S[i].conj()
+                v[i] += np.sqrt(lam) * alpha
+        if nonnegative:
+            c = np.where(c.real > 0, c, 0)
+        if real:
+            c = c.real.astype(c.dtype)
+    return c.real if real else c
+
+
+def system(kind="complex", rows=23, voxels=15, frames=3):
+    rng = np.random.default_rng(5)
+    S = rng.normal(size=(rows, voxels))
+    u = rng.normal(size=(frames, rows))
+    if kind == "complex":
+        S, u = S + 1j * rng.normal(size=S.shape), u + 1j * rng.normal(size=u.shape)
+    return S, u
+
+
+def relative_error(result, reference):
+    result, reference = np.asarray(result), np.asarray(reference)
+    return np.linalg.norm(result - reference) / np.linalg.norm(reference)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+FLAGS = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("block", [None, 5])
+@pytest.mark.parametrize("real, nonnegative", FLAGS)
+def test_equals_the_row_loop(kind, block, real, nonnegative, x64):
+    S, u = system(kind)
+    S[4] = 0
+    for lam in (0.0, 0.7):
+        options = dict(iterations=4, real=real, nonnegative=nonnegative)
+        result = kaczmarz.solve(S, u, lam=lam, relative=False, block=block, **options)
+        expected = np.stack([row_loop(S, frame, lam, **options) for frame in u])
+        assert jnp.iscomplexobj(result) == (kind == "complex" and not real)
+        assert relative_error(result, expected) < 1e-13
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_converges_to_tikhonov_without_projections(kind, x64):
+    S, u = system(kind)
+    lam = 2.0
+    gram = S.conj().T @ S + lam * np.eye(S.shape[1])
+    expected = np.linalg.solve(gram, S.conj().T @ u.T).T
+    result = kaczmarz.solve(
+        S, u, lam=lam, iterations=800, real=False, nonnegative=False, relative=False
+    )
+    assert relative_error(result, expected) < 1e-12
+
+
+def test_relative_lam_is_in_units_of_the_mean_column_energy(x64):
+    S, u = system()
+    w = np.random.default_rng(1).uniform(size=len(S))
+    unit = np.sum(np.abs(w[:, None] * S) ** 2) / S.shape[1]
+    one = kaczmarz.solve(S, u, lam=0.1, iterations=3, weights=w)
+    other = kaczmarz.solve(
+        S, u, lam=0.1 * unit, iterations=3, weights=w, relative=False
+    )
+    assert relative_error(one, other) < 1e-13
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_constant_lam_vector_equals_the_scalar(relative, x64):
+    S, u = system()
+    options = dict(iterations=3, relative=relative)
+    one = kaczmarz.solve(S, u, lam=0.3, **options)
+    vector = kaczmarz.solve(S, u, lam=np.full(S.shape[1], 0.3), **options)
+    assert relative_error(vector, one) < 1e-13
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_lam_vector_converges_to_spatial_tikhonov(relative, x64):
+    S, u = system("real")
+    lam = np.random.default_rng(2).uniform(0.5, 2, S.shape[1])
+    unit = np.sum(S**2) / S.shape[1] if relative else 1
+    expected = np.linalg.solve(S.T @ S + np.diag(lam * unit), S.T @ u.T).T
+    result = kaczmarz.solve(
+        S, u, lam=lam, iterations=800, nonnegative=False, relative=relative
+    )
+    assert relative_error(result, expected) < 1e-12
+
+
+def test_weights_equal_a_weighted_system(x64):
+    S, u = system()
+    w = np.random.default_rng(1).uniform(size=len(S))
+    one = kaczmarz.solve(S, u, lam=0.1, iterations=3, weights=w)
+    other = kaczmarz.solve(w[:, None] * S, w * u, lam=0.1, iterations=3)
+    assert relative_error(one, other) < 1e-13
+
+
+@pytest.mark.parametrize("lam", [0.0, 3.0])
+def test_weight_zero_equals_a_missing_row(lam, x64):
+    S, u = system()
+    w = np.ones(len(S))
+    w[[2, 9]] = 0
+    options = dict(lam=lam, iterations=3, relative=False, block=7)
+    one = kaczmarz.solve(S, u, weights=w, **options)
+    other = kaczmarz.solve(S[w > 0], u[:, w > 0], **options)
+    assert relative_error(one, other) < 1e-13
+
+
+def test_row_norm_weights():
+    S = np.asarray([[3e-25, 4e-25], [0, 0], [3j, 4]], np.complex64)
+    weights = kaczmarz.row_norm_weights(S)
+    np.testing.assert_allclose(weights, [2e24, 0, 0.2], rtol=1e-6)
+
+
+def test_small_voltages_need_no_care():
+    """Volts per voxel are near 1e-10: float32 squares of them are still normal."""
+    S, u = (array.astype(np.complex64) for array in system())
+    one = kaczmarz.solve(S, u, lam=0.1, iterations=3)
+    tiny = kaczmarz.solve(1e-11 * S, 1e-11 * u, lam=0.1, iterations=3)
+    assert relative_error(tiny, one) < 1e-5
+
+
+def test_order_visits_permuted_rows(x64):
+    S, u = system()
+    order = np.random.default_rng(3).permutation(len(S))
+    one = kaczmarz.solve(S, u, lam=0.1, iterations=2, order=order, block=4)
+    other = kaczmarz.solve(S[order], u[:, order], lam=0.1, iterations=2)
+    assert relative_error(one, other) < 1e-13
+    assert relative_error(kaczmarz.solve(S, u, lam=0.1, iterations=2), one) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_batch_equals_a_loop_over_frames(kind, x64):
+    S, u = system(kind, frames=6)
+    u = u.reshape(2, 3, -1)
+    batch = kaczmarz.solve(S, u, lam=0.1, iterations=3)
+    assert batch.shape == (2, 3, S.shape[1])
+    for index in np.ndindex(2, 3):
+        one = kaczmarz.solve(S, u[index], lam=0.1, iterations=3)
+        assert relative_error(one, batch[index]) < 1e-13
+
+
+def test_sweeps_are_the_iterates(x64):
+    S, u = system()
+    w = kaczmarz.row_norm_weights(S)
+    all_sweeps = kaczmarz.sweeps(S, u, lam=0.1, iterations=4, weights=w)
+    assert all_sweeps.shape == (4, 3, S.shape[1])
+    for count in (1, 4):
+        one = kaczmarz.solve(S, u, lam=0.1, iterations=count, weights=w)
+        assert relative_error(all_sweeps[count - 1], one) < 1e-13
+    lam = np.linspace(0.1, 1, S.shape[1])
+    vector = kaczmarz.sweeps(S, u, lam=lam, iterations=2)
+    last = kaczmarz.solve(S, u, lam=lam, iterations=2)
+    assert relative_error(vector[-1], last) < 1e-13
+
+
+def test_jit_and_vmap_change_nothing():
+    S, u = (array.astype(np.complex64) for array in system())
+    expected = kaczmarz.solve(S, u, lam=0.1, iterations=3)
+
+    def run(S, u, lam, order, weights):
+        return kaczmarz.solve(S, u, lam=lam, iterations=3, order=order, weights=weights)
+
+    order, weights = np.arange(len(S)), np.ones(len(S), np.float32)
+    traced = jax.jit(run)(S, u, 0.1, order, weights)
+    assert relative_error(traced, expected) < 1e-5
+    over_frames = jax.vmap(run, (None, 0, None, None, None))
+    assert relative_error(over_frames(S, u, 0.1, order, weights), expected) < 1e-5
+    lams = jnp.asarray([0.1, 0.2])
+    over_lam = jax.vmap(run, (None, None, 0, None, None))(S, u, lams, order, weights)
+    assert relative_error(over_lam[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind, lam", [("real", 0.0), ("complex", 0.3)])
+def test_derivatives_match_differences(kind, lam, x64):
+    S, u = system(kind)
+    S[3] = 0
+    rng = np.random.default_rng(7)
+    direction = rng.normal(size=S.shape)
+    if lam == 0:  # only then does a row that becomes zero make a jump
+        direction[3] = 0
+
+    def loss(step, lam, u):
+        moved = S + step * direction
+        c = kaczmarz.solve(moved, u, lam=lam, iterations=2, relative=False, block=6)
+        return jnp.sum(c**2)
+
+    by_step, by_lam = jax.grad(loss, (0, 1))(0.0, lam, u)
+    size = 1e-6
+    expected = (loss(size, lam, u) - loss(-size, lam, u)) / (2 * size)
+    np.testing.assert_allclose(by_step, expected, rtol=1e-6)
+    if lam > 0:
+        expected = (loss(0.0, lam + size, u) - loss(0.0, lam - size, u)) / (2 * size)
+        np.testing.assert_allclose(by_lam, expected, rtol=1e-6)
+    assert np.isfinite(by_lam)
+    by_u = jax.grad(loss, 2)(0.0, lam, jnp.asarray(u))
+    assert np.isfinite(by_u).all() and np.any(by_u != 0)
+
+
+# The annotations, checked only in tests, would answer before the code does.
+solve, row_norm_weights = map(
+    inspect.unwrap, (kaczmarz.solve, kaczmarz.row_norm_weights)
+)
+ONES = np.ones((3, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("S", dict(S=np.ones(3))),
+        ("S", dict(S=np.ones((3, 0)))),
+        ("S", dict(S=np.ones((0, 2)), u=np.ones(0))),
+        ("S", dict(S=0 * ONES)),
+        ("S", dict(S=1e-21 * ONES)),
+        ("S", dict(S=np.nan * ONES)),
+        ("S", dict(S=np.inf * ONES)),
+        ("S", dict(S=np.ones((3, 2), int))),
+        ("S", dict(S=np.diag([1.0, 0, 0])[:, :2], weights=np.asarray([0.0, 1, 1]))),
+        ("u", dict(u=np.ones(2))),
+        ("u", dict(u=np.float32(1))),
+        ("u", dict(u=np.ones((0, 3)))),
+        ("u", dict(u=np.asarray([1, np.nan, 1]))),
+        ("u", dict(u=np.ones(3, complex))),
+        ("u", dict(S=ONES.astype(complex))),
+        ("iterations", dict(iterations=0)),
+        ("iterations", dict(iterations=2.0)),
+        ("iterations", dict(iterations=True)),
+        ("lam", dict(lam=-1e-3)),
+        ("lam", dict(lam=np.nan)),
+        ("lam", dict(lam=np.inf)),
+        ("lam", dict(lam=np.ones(3))),
+        ("lam", dict(lam=np.asarray([1.0, 0.0]))),
+        ("lam", dict(lam=1j)),
+        ("weights", dict(weights=np.ones(2))),
+        ("weights", dict(weights=np.ones(3, complex))),
+        ("weights", dict(weights=np.asarray([1.0, -1, 1]))),
+        ("weights", dict(weights=np.asarray([1.0, np.inf, 1]))),
+        ("weights", dict(weights=np.zeros(3))),
+        ("order", dict(order=np.arange(2))),
+        ("order", dict(order=np.asarray([0, 1, 1]))),
+        ("order", dict(order=np.asarray([1, 2, 3]))),
+        ("order", dict(order=np.asarray([0.0, 1, 2]))),
+        ("block", dict(block=0)),
+        ("real", dict(real=1)),
+        ("nonnegative", dict(nonnegative=None)),
+        ("relative", dict(relative="yes")),
+    ],
+)
+def test_rejects(name, change):
+    arguments = dict(S=ONES, u=np.ones(3, np.float32), lam=0.1, iterations=1) | change
+    S, u = arguments.pop("S"), arguments.pop("u")
+    with pytest.raises(ValueError, match=rf"^{name}: expected [\s\S]*, got"):
+        solve(S, u, **arguments)
+
+
+def test_rejects_shapes_under_jit_and_unknown_options():
+    with pytest.raises(ValueError, match="^u: expected"):
+        jax.jit(lambda S, u: solve(S, u, lam=0.1, iterations=1))(ONES, np.ones(2))
+    with pytest.raises(ValueError, match="^S: expected"):
+        row_norm_weights(np.ones(3))
+    with pytest.raises(TypeError, match="shuffle"):
+        solve(ONES, np.ones(3), lam=0.1, iterations=1, shuffle=True)
+
+
+# Reference vectors and measured data
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    with np.load(shared / "golden" / "kaczmarz_cases.npz", allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    cases = [c for c in json.loads(str(arrays["index_json"])) if "/kz" in c["key"]]
+    return arrays, cases
+
+
+def golden_errors(golden, cases, dtype, block):
+    """Relative error of each case; one run of `sweeps` serves all its sweep counts."""
+    arrays, runs = golden[0], {}
+    errors = {}
+    for case in cases:
+        name, shuffled = case["system"], case["shuffle"]
+        flags = dict(real=case["enforceReal"], nonnegative=case["enforcePositive"])
+        run = (name, case["lambd_rel"], shuffled, *flags.values())
+        if run not in runs:
+            order = next(
+                (
+                    arrays[key]
+                    for key in arrays
+                    if shuffled and name in key and key.endswith("row_order")
+                ),
+                None,
+            )
+            runs[run] = np.asarray(
+                kaczmarz.sweeps(
+                    arrays[f"{name}/A"].astype(dtype),
+                    arrays[f"{name}/b"].astype(dtype),
+                    lam=case["lambd_rel"],
+                    iterations=20,
+                    order=order,
+                    block=block,
+                    **flags,
+                )
+            )
+        errors[case["key"]] = relative_error(
+            runs[run][case["iterations"] - 1], arrays[case["key"]]
+        )
+    return errors
+
+
+def test_golden_cases_complex128(golden, x64):
+    errors = golden_errors(golden, golden[1], np.complex128, 16)
+    assert len(errors) == len(golden[1]) > 200
+    assert max(errors.values()) < 1e-12, max(errors, key=errors.get)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_golden_cases_for_other_blocks(golden, block, x64):
+    name = "s40x20_zero_row_c128"
+    cases = [c for c in golden[1] if c["system"] == name and c["enforcePositive"]]
+    errors = golden_errors(golden, cases, np.complex128, block)
+    assert max(errors.values()) < 1e-12, max(errors, key=errors.get)
+
+
+def test_golden_cases_complex64(golden):
+    errors = golden_errors(golden, golden[1], np.complex64, 16)
+    assert max(errors.values()) < 1e-5, max(errors, key=errors.get)
+
+
+FILES = {
+    "T": "test_systemMatrixNew.h5",
+    "N": "systemMatrixNew.h5",
+    "E": "systemMatrixFirstEverEver.h5",
+}
+
+
+def line_scan(shared, name):
+    """Spectra [77, 9] of the nine positions of a line, its background removed."""
+    h5py = pytest.importorskip("h5py")
+    path = shared / "data" / "measured_1d" / FILES[name[0]]
+    if not path.exists():
+        pytest.skip(f"measured data not found: {path.name}")
+    with h5py.File(path) as file:
+        rows = file["matrix"][()]
+    first = 10 * (int(name[1]) - 1) if name[1:].isdigit() else 0
+    spectra = np.fft.rfft(rows[first : first + 10])
+    lines = (spectra[1:] - spectra[0]).T
+    if name.endswith("shifted"):  # sampling started 47.5 of 152 samples later
+        shift = np.exp(2j * np.pi * np.arange(len(lines)) * -47.5 / rows.shape[1])
+        lines = lines * shift[:, None]
+    return lines
+
+
+@pytest.mark.parametrize(
+    "calibration, measurement, last, hits, error",
+    [
+        ("T1", "T2", 15, 9, 0.1865),
+        ("T1", "T2", 9, 9, 0.0710),
+        ("T2", "T1", 15, 9, 0.2106),
+        ("T2", "T1", 9, 9, 0.2092),
+        ("T1", "N2", 15, 9, 0.1505),
+        ("T1", "N2", 9, 9, 0.0540),
+        ("N2", "T1", 15, 9, 0.1547),
+        ("N2", "T1", 9, 9, 0.1844),
+        ("N2", "T2", 15, 9, 0.1242),
+        ("N2", "T2", 9, 9, 0.0381),
+        ("E", "T1", 15, 0, 1.056),
+        ("E shifted", "T1", 15, 9, 0.2274),
+        ("E shifted", "T1", 9, 9, 0.1949),
+        ("E shifted", "N2", 15, 9, 0.1630),
+        ("E shifted", "N2", 9, 9, 0.1579),
+        ("N1", "N2", 15, 8, 0.795),
+        ("N1", "N3", 9, 9, 0.296),
+        ("T1", "T1", 15, 9, 0.0084),
+        ("T1", "T1", 9, 9, 0.0111),
+    ],
+)
+def test_measured_line_scans(shared, calibration, measurement, last, hits, error):
+    """A point sample at nine positions, found with a calibration from another scan."""
+    bins = slice(2, last + 1)
+    S = line_scan(shared, calibration)[bins].astype(np.complex64)
+    u = line_scan(shared, measurement)[bins].T.astype(np.complex64)
+    weights = kaczmarz.row_norm_weights(S)
+    image = np.asarray(kaczmarz.solve(S, u, lam=1e-3, iterations=500, weights=weights))
+    assert np.sum(image.argmax(axis=1) == np.arange(9)) == hits
+    assert abs(np.linalg.norm(image - np.eye(9)) / 3 - error) < 0.002
+
+
+def test_measured_line_scan_without_weights(shared):
+    S, u = line_scan(shared, "T1")[2:16], line_scan(shared, "T2")[2:16].T
+    S, u = S.astype(np.complex64), u.astype(np.complex64)
+    image = np.asarray(kaczmarz.solve(S, u, lam=1e-3, iterations=500))
+    assert np.sum(image.argmax(axis=1) == np.arange(9)) == 9
+    assert abs(np.linalg.norm(image - np.eye(9)) / 3 - 0.3368) < 0.002
+
+
+def test_measured_line_scan_with_an_invalid_row(shared):
+    """The third scan's ninth position is not a measurement of the sample."""
+    S, u = line_scan(shared, "T1")[2:16], line_scan(shared, "T3")[2:16].T[:8]
+    S, u = S.astype(np.complex64), u.astype(np.complex64)
+    weights = kaczmarz.row_norm_weights(S)
+    image = np.asarray(kaczmarz.solve(S, u, lam=1e-3, iterations=500, weights=weights))
+    assert np.sum(image.argmax(axis=1) == np.arange(8)) == 8
+    assert abs(np.linalg.norm(image - np.eye(9)[:8]) / np.sqrt(8) - 0.2187) < 0.002
