@@ -1,0 +1,738 @@
+"""A work folder -> its tables, figures and one page that opens anywhere.
+
+    config.json, metrics.jsonl                           what was run, how it trained
+    evaluation/{info.json, metrics.jsonl, arrays.npz}    numbers and example images
+        ->  report/{table.md, figure2.png, training.png, report.html}
+
+Reads files and nothing else: no JAX, so a report costs no device and no compilation,
+and a run still under way can be looked at. Whatever is missing is named on the page.
+Lengths are in millimetres on the page and in metres in the files.
+"""
+
+import base64
+import html
+import io
+import json
+import math
+import os
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+# Table 1 of the dual-task TransGAN paper: method, column printed as RMSE, PSNR, SSIM.
+# By Jensen's inequality no images can have these PSNRs with these numbers as RMSE; read
+# as MSE at peak 1 every row holds.
+PAPER_TABLE = (
+    ("x-space", ".0918", "11.0038", ".6196"),
+    ("System matrix (Kaczmarz)", ".0166", "19.7552", ".9602"),
+    ("CNN", ".0117", "21.4450", ".9784"),
+    ("ResNet", ".0094", "22.2147", ".9821"),
+    ("DCGAN", ".0069", "24.9417", ".9860"),
+    ("Single-task TransGAN", ".0036", "28.5850", ".9929"),
+    ("Dual-task TransGAN", ".0012", "39.3996", ".9976"),
+)
+# Column, key of evaluation/metrics.jsonl, statistic, sign of better (0: none is best).
+COLUMNS = (
+    ("MSE", "mse", "mean", -1),
+    ("RMSE", "rmse", "mean", -1),
+    ("nRMSE", "nrmse", "mean", -1),
+    ("PSNR [dB]", "psnr", "mean", 1),
+    ("median", "psnr", "median", 1),
+    ("5th pct.", "psnr", "p5", 1),
+    ("pooled", "pooled_psnr", None, 1),
+    ("SSIM", "ssim", "mean", 1),
+    ("Dice", "dice", "mean", 1),
+    ("IoU", "iou", "mean", 1),
+    ("s/image", "seconds_per_image", None, 0),
+)
+TEXT_COLUMNS = ("Method", "Settings", "Mask")  # flush left, all others flush right
+TRUTH_COLOUR, MASK_COLOUR = "#35c3ff", "#ff9d2e"  # blue, orange: for colour-blind eyes
+DPI = 160
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text of a table, written once and printed as Markdown and as HTML."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    best: frozenset[tuple[int, int]] = field(default=frozenset())  # (row, column)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a work folder holds; what it lacks is None or empty."""
+
+    name: str
+    config: dict
+    training: list[dict]
+    validation: list[dict]
+    rows: dict[tuple[str, str], dict]  # (method, family) -> numbers
+    info: dict
+    arrays: dict[str, np.ndarray]
+    remarks: list[str]  # missing or unreadable parts, in words
+
+
+def write(workdir: Path) -> Path:
+    """Writes workdir/report from what workdir holds; returns the path of report.html.
+
+    Each file appears whole or not at all. Raises ValueError if workdir is no work folder
+    or one of its files cannot be understood.
+    """
+    workdir = Path(workdir)
+    run = _read(workdir)
+    folder = workdir / "report"
+    folder.mkdir(exist_ok=True)
+    tables = _tables(run) if run.rows else []
+    figures = {}
+    if run.arrays:
+        figures["figure2.png"] = _png(_example_figure(run.arrays))
+    if run.training or run.validation:
+        figures["training.png"] = _png(_training_figure(run))
+    if tables:
+        text = "\n\n".join(_markdown(table) for table in tables)
+        _replace(folder / "table.md", f"{text}\n".encode())
+    for name, content in figures.items():
+        _replace(folder / name, content)
+    page = folder / "report.html"
+    _replace(page, _page(run, tables, figures).encode())
+    return page
+
+
+def save_images(
+    path: Path,
+    images: np.ndarray,
+    titles: list[str] | None = None,
+    pixel_size_mm: float | tuple[float, float] | None = None,
+) -> None:
+    """Writes images [N, ny, nx] (or one, [ny, nx]) side by side to a PNG file.
+
+    All share one colour scale, from the smallest value or 0 to the largest, and a bar.
+    pixel_size_mm: (x, y) or both at once [mm]; draws a scale bar.
+    Raises ValueError if the shape, the titles or the pixel size do not fit, or if a
+    value is not finite.
+    """
+    images = np.asarray(images, float)
+    images = images[None] if images.ndim == 2 else images
+    if images.ndim != 3 or images.size == 0:
+        raise ValueError(f"images: expected shape [N, ny, nx], got {images.shape}")
+    if not np.isfinite(images).all():
+        raise ValueError("images: expected finite values, got NaN or infinity")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"titles: expected {len(images)}, got {len(titles)}")
+    pixel = np.broadcast_to(1.0 if pixel_size_mm is None else pixel_size_mm, 2)
+    if not (pixel > 0).all():
+        raise ValueError(f"pixel_size_mm: expected > 0, got {pixel_size_mm}")
+    columns = min(len(images), max(4, math.ceil(math.sqrt(len(images)))))
+    rows = math.ceil(len(images) / columns)
+    width, gap, top = 1.8, 0.1, 0.1 if titles is None else 0.32
+    height = width * _aspect(images, pixel)
+    bar = columns * (width + gap)
+    figure, canvas = _canvas(gap + bar + 0.75, gap + rows * (height + top))
+    scale = {"vmin": min(0.0, images.min()), "vmax": images.max() or 1.0}
+    for i, image in enumerate(images):
+        x = gap + i % columns * (width + gap)
+        y = top + i // columns * (height + top)
+        picture = _panel(canvas, image, (x, y, width, height), cmap="gray", **scale)
+        if titles is not None:
+            canvas.text(x, y - 0.06, titles[i], fontsize=9)
+        if pixel_size_mm is not None:
+            _scale_bar(canvas, (x, y, width, height), pixel[0] * image.shape[1])
+    _colour_bar(figure, picture, (gap + bar, top, 0.12, height), "")
+    _replace(Path(path), _png(figure))
+
+
+# --- reading -------------------------------------------------------------------------
+
+
+def _read(workdir: Path) -> Run:
+    evaluation = workdir / "evaluation"
+    remarks = []
+    config = _read_json(workdir / "config.json")
+    log = _read_lines(workdir, "metrics.jsonl", remarks)
+    results = _read_lines(workdir, "evaluation/metrics.jsonl", remarks)
+    if not (config or log or results):
+        raise ValueError(
+            f"workdir: expected a work folder with config.json, metrics.jsonl or "
+            f"evaluation/, found none of them in {workdir}"
+        )
+    if not config:
+        remarks.append("No config.json: the settings of this run are not known.")
+    if not log:
+        remarks.append("No training yet (metrics.jsonl): run mpi-jax train.")
+    if not results:
+        remarks.append("No evaluation yet (evaluation/): run mpi-jax evaluate.")
+    arrays = _read_arrays(evaluation / "arrays.npz")
+    if results and not arrays:
+        remarks.append("No example images (evaluation/arrays.npz): no figure.")
+    # A resumed run repeats steps, a repeated evaluation its rows: the later ones count.
+    try:
+        training = {line["step"]: line for line in log if "images" in line}
+        validation = {line["step"]: line for line in log if "validation_psnr" in line}
+        rows = {(line["method"], line["family"]): line for line in results}
+    except KeyError as missing:
+        raise ValueError(
+            f"{workdir}: a line of metrics.jsonl lacks {missing}"
+        ) from None
+    return Run(
+        name=str(config.get("name", workdir.resolve().name)),
+        config=config,
+        training=[training[step] for step in sorted(training)],
+        validation=[validation[step] for step in sorted(validation)],
+        rows=rows,
+        info=_read_json(evaluation / "info.json"),
+        arrays=arrays,
+        remarks=remarks,
+    )
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_lines(workdir: Path, name: str, remarks: list[str]) -> list[dict]:
+    """Objects of a JSON-lines file. A line cut short by a kill is left out and told."""
+    path = workdir / name
+    if not path.is_file():
+        return []
+    values, broken = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line) if line.strip() else None
+        except ValueError:
+            value, broken = None, broken + 1
+        if isinstance(value, dict):
+            values.append(value)
+    if broken:
+        remarks.append(f"{name}: {broken} unreadable line(s) left out.")
+    return values
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        shape = arrays["truth"].shape
+        names = [f"{kind}_{m}" for m in arrays["methods"] for kind in ("image", "mask")]
+        wrong = [n for n in ("mask", *names) if arrays[n].shape != shape]
+        missing = {"family", "pixel_size", "labels"} - arrays.keys()
+    except Exception as error:  # a cut zip file raises one of many
+        raise ValueError(f"{path}: cannot be read: {error!r}") from None
+    if wrong or missing or len(shape) != 3:
+        raise ValueError(
+            f"{path}: expected arrays of shape {shape}, wrong: {wrong}, "
+            f"missing: {sorted(missing)}"
+        )
+    return arrays
+
+
+# --- tables --------------------------------------------------------------------------
+
+
+def _tables(run: Run) -> list[Table]:
+    methods = list(dict.fromkeys(method for method, _ in run.rows))
+    labels = {m: str(line.get("label", m)) for (m, _), line in run.rows.items()}
+    families = list(dict.fromkeys(f for _, f in run.rows if f != "all"))
+    main = [(m, run.rows[m, "all"]) for m in methods if (m, "all") in run.rows]
+    tables = [
+        Table(
+            "Results",
+            ("Method", *(column[0] for column in COLUMNS)),
+            [
+                (labels[m], *(_cell(line, key, part) for _, key, part, _ in COLUMNS))
+                for m, line in main
+            ],
+            _notes(run.info, main),
+            _best(main),
+        )
+    ]
+    if families:
+
+        def row(method):
+            lines = (run.rows.get((method, family), {}) for family in families)
+            return (labels[method], *(_cell(line, "psnr", "mean") for line in lines))
+
+        note = "Mean ± standard deviation over the images of the family."
+        columns = ("Method", *families)
+        rows = [row(method) for method in methods]
+        tables.append(Table("PSNR by family [dB]", columns, rows, (note,)))
+    tables.append(
+        Table(
+            "Settings",
+            ("Method", "Settings", "Mask"),
+            [
+                (
+                    labels[method],
+                    ", ".join(f"{k} = {v}" for k, v in line.get("settings", {}).items())
+                    or "–",
+                    str(line.get("segmentation", "–")),
+                )
+                for method, line in main
+            ],
+        )
+    )
+    tables.append(
+        Table(
+            "For orientation: Table 1 of the dual-task TransGAN paper",
+            ("Method", "printed as RMSE, read as MSE", "PSNR [dB]", "SSIM"),
+            list(PAPER_TABLE),
+            (
+                "Copied from the paper. Its data, noise and system matrix are not public: "
+                "these numbers belong to other images and are not comparable with ours, "
+                "the SSIM least of all (window and range not stated).",
+                "The paper heads its error column RMSE. Mean PSNR is at least "
+                "20 log10(1 / mean RMSE) for any images of peak 1; every printed row "
+                "breaks that bound, by 10 to 20 dB, and keeps the one for MSE.",
+            ),
+        )
+    )
+    return tables
+
+
+def _value(line: dict, key: str, part: str | None) -> float:
+    value = line.get(key)
+    if part is not None:
+        value = value.get(part) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _cell(line: dict, key: str, part: str | None) -> str:
+    value = _value(line, key, part)
+    if math.isnan(value):
+        return "–"
+    if key in ("psnr", "pooled_psnr"):
+        spread = _value(line, key, "sd") if part == "mean" else math.nan
+        return f"{value:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
+    if key == "seconds_per_image":
+        return f"{value:.2g}"
+    return f"{value:.4f}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
+
+
+def _best(rows: list[tuple[str, dict]]) -> frozenset[tuple[int, int]]:
+    best = set()
+    for column, (_, key, part, sign) in enumerate(COLUMNS, start=1):
+        values = np.array([_value(line, key, part) for _, line in rows]) * sign
+        if sign and len(values) > 1 and not np.isnan(values).all():
+            winners = np.flatnonzero(values == np.nanmax(values))
+            best |= {(int(row), column) for row in winners}
+    return frozenset(best)
+
+
+def _notes(info: dict, rows: list[tuple[str, dict]]) -> tuple[str, ...]:
+    num = info.get("num") or max((line.get("num", 0) for _, line in rows), default=0)
+    known = {
+        "grid": " x ".join(str(n) for n in info.get("grid", ())) + " pixels",
+        "snr_db": f"SNR {info.get('snr_db')} dB",
+        "noise": f"noise: {info.get('noise')}",
+        "model": f"signal model: {info.get('model')}",
+        "seed": f"seed {info.get('seed')}",
+        "device": f"timed on {info.get('device')}",
+    }
+    facts = [text for key, text in known.items() if info.get(key) is not None]
+    return (
+        "; ".join([f"{num} test images", *facts]) + ".",
+        "Means over test images; PSNR at peak 1: mean ± standard deviation, median and "
+        "5th percentile over images, and pooled, 10 log10(1 / mean MSE).",
+        f"SSIM: {info.get('ssim', 'settings not recorded')}. Dice and IoU: of the "
+        "predicted mask where the method has one, else of the thresholded image (see "
+        "Settings). Bold: best of its column.",
+    )
+
+
+def _markdown(table: Table) -> str:
+    def line(cells):
+        escaped = (html.escape(c, quote=False).replace("|", "\\|") for c in cells)
+        return "| " + " | ".join(escaped) + " |"
+
+    rows = [
+        line(f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(row))
+        for i, row in enumerate(table.rows)
+    ]
+    ruler = line("---" if c in TEXT_COLUMNS else "---:" for c in table.columns)
+    body = "\n".join([line(table.columns), ruler, *rows])
+    return "\n\n".join([f"## {table.title}", body, *table.notes])
+
+
+# --- figures -------------------------------------------------------------------------
+# Drawn on one canvas in inches with y downward: exact places, and far quicker than an
+# axes for each of a hundred panels.
+
+
+def _canvas(width: float, height: float):
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    canvas.axis("off")
+    canvas.set_autoscale_on(False)
+    return figure, canvas
+
+
+def _panel(canvas, image, box, **scale):
+    x, y, width, height = box
+    return canvas.imshow(
+        image,
+        extent=(x, x + width, y + height, y),
+        aspect="auto",
+        interpolation="nearest",
+        **scale,
+    )
+
+
+def _outline(canvas, mask, box, colour) -> None:
+    x, y, width, height = box
+    ny, nx = mask.shape
+    if not mask.any():
+        return
+    # One pixel of padding closes the outline of an object that touches the border.
+    xs = x + (np.arange(-1, nx + 1) + 0.5) * width / nx
+    ys = y + (np.arange(-1, ny + 1) + 0.5) * height / ny
+    padded = np.pad(mask.astype(float), 1)
+    canvas.contour(xs, ys, padded, levels=[0.5], colors=colour, linewidths=0.9)
+
+
+def _scale_bar(canvas, box, width_mm: float) -> None:
+    x, y, width, height = box
+    power = 10.0 ** math.floor(math.log10(0.4 * width_mm))
+    length = max(n * power for n in (1, 2, 5) if n * power <= 0.4 * width_mm)
+    end, base = x + 0.06 * width + length / width_mm * width, y + 0.93 * height
+    canvas.plot([x + 0.06 * width, end], [base, base], color="white", linewidth=2)
+    _write_on(canvas, x + 0.06 * width, base - 0.05, f"{length:g} mm", va="bottom")
+
+
+def _write_on(canvas, x: float, y: float, text: str, va: str = "top") -> None:
+    from matplotlib.patheffects import withStroke  # readable on bright pixels as well
+
+    rim = [withStroke(linewidth=1.8, foreground="black")]
+    canvas.text(x, y, text, color="white", fontsize=8, va=va, path_effects=rim)
+
+
+def _colour_bar(figure, picture, box, label: str, extend: str = "neither") -> None:
+    total_width, total_height = figure.get_size_inches()
+    x, y, width, height = box
+    place = (
+        x / total_width,
+        1 - (y + height) / total_height,
+        width / total_width,
+        height / total_height,
+    )
+    bar = figure.colorbar(picture, cax=figure.add_axes(place), extend=extend)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _aspect(images: np.ndarray, pixel) -> float:
+    """Height over width of a panel; pixel is (x, y)."""
+    return images.shape[-2] * pixel[1] / (images.shape[-1] * pixel[0])
+
+
+def _example_figure(arrays: dict[str, np.ndarray]):
+    """Columns: truth, then methods. Two rows a family: image with masks, and error."""
+    truth, mask = arrays["truth"], arrays["mask"]
+    names = [str(family) for family in arrays["family"]]
+    examples = [names.index(family) for family in dict.fromkeys(names)]
+    methods = [str(method) for method in arrays["methods"]]
+    errors = {m: np.abs(arrays[f"image_{m}"] - truth) for m in methods}
+    shown = [errors[m][e] for m in methods for e in examples]
+    # Round and a little below the largest: one hot pixel must not dim all the others.
+    top = math.ceil(10 * np.percentile(shown, 99.5)) / 10 if shown else 0
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
+    heat = {"cmap": "magma", "vmin": 0, "vmax": max(top, 0.1)}
+
+    size, gap, left, head = 1.05, 0.04, 0.32, 0.72
+    height = size * _aspect(truth, arrays["pixel_size"])
+    step = 2 * height + gap + 0.12
+    bar = left + (1 + len(methods)) * (size + gap) + 0.06
+    figure, canvas = _canvas(bar + 0.72, head + len(examples) * step)
+    for column, label in enumerate(["Ground truth", *map(str, arrays["labels"])]):
+        x = left + column * (size + gap) + size / 2
+        text = textwrap.fill(label, 15, break_long_words=False)
+        canvas.text(x, head - 0.07, text, ha="center", va="bottom", fontsize=8.5)
+    style = {"fontsize": 8, "va": "top"}
+    canvas.text(left, 0.06, "Outlines:", **style)
+    canvas.text(left + 0.56, 0.06, "true mask", color="#0077b6", **style)
+    canvas.text(left + 1.3, 0.06, "mask of the method", color="#c05a00", **style)
+    error_picture = None
+    for row, e in enumerate(examples):
+        y = head + row * step
+        below = y + height + gap
+        canvas.text(
+            left / 2,
+            y + height,
+            names[e],
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=9.5,
+        )
+        box = (left, y, size, height)
+        picture = _panel(canvas, truth[e], box, **grey)
+        _outline(canvas, mask[e], box, TRUTH_COLOUR)
+        _panel(canvas, mask[e], (left, below, size, height), **grey)
+        _write_on(canvas, left + 0.05, below + 0.05, "mask")
+        for column, method in enumerate(methods, start=1):
+            x = left + column * (size + gap)
+            box = (x, y, size, height)
+            _panel(canvas, arrays[f"image_{method}"][e], box, **grey)
+            _outline(canvas, mask[e], box, TRUTH_COLOUR)
+            _outline(canvas, arrays[f"mask_{method}"][e], box, MASK_COLOUR)
+            error = errors[method][e]
+            error_picture = _panel(canvas, error, (x, below, size, height), **heat)
+            psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
+            _write_on(canvas, x + 0.05, below + 0.05, f"{psnr:.1f} dB")
+    width_mm = 1e3 * float(arrays["pixel_size"][0]) * truth.shape[-1]
+    _scale_bar(canvas, (left, head, size, height), width_mm)
+    _colour_bar(figure, picture, (bar, head + 0.05, 0.13, height - 0.1), "image")
+    if error_picture is not None:
+        place = (bar, head + height + gap + 0.05, 0.13, height - 0.1)
+        _colour_bar(figure, error_picture, place, "|error|", extend="max")
+    return figure
+
+
+def _training_figure(run: Run):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.6), dpi=DPI, layout="constrained", facecolor="white")
+    panels = (
+        (
+            run.training,
+            "Losses",
+            ("generator_loss", "mae", "bce", "dice"),
+        ),
+        (run.training, "Adversary", ("adversarial", "discriminator_loss")),
+        (run.validation, "Validation PSNR [dB]", ("validation_psnr",)),
+        (run.training, "Images per second", ("images_per_second",)),
+    )
+    for axes, (lines, title, keys) in zip(
+        figure.subplots(2, 2).flat, panels, strict=True
+    ):
+        for key in keys:
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                marker = "." if len(points) < 40 else None
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker=marker,
+                    lw=1.3,
+                    label=key.replace("_", " "),
+                )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
+        elif len(keys) > 1:
+            # Above the axes, beside the title: no curve can run under it.
+            place = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "ncols": 4}
+            axes.legend(fontsize=8, frameon=False, columnspacing=1, **place)
+        if keys[0] == "generator_loss":
+            axes.set_yscale("log", nonpositive="mask")
+        if keys[0] == "images_per_second":
+            axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    return figure
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file under another name first: a crash leaves the old file or the new."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- page ----------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #fff;
+  --box: #f4f6f8; --line: #d8dee4; --mark: #0b6e4f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa5b1;
+  --paper: #14171a; --box: #1e2226; --line: #363c43; --mark: #5fd3a8; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 70rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p { max-width: 46rem; margin: .5rem 0; }
+.soft { color: var(--soft); font-size: .88rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
+  gap: .7rem; margin: 1.2rem 0; padding: 0; list-style: none; }
+.cards li { background: var(--box); border-radius: .5rem; padding: .7rem .9rem; }
+.cards b { display: block; font-size: 1.35rem; color: var(--mark); }
+.remarks { border-left: .25rem solid #d08700; margin: 1rem 0; padding: .2rem 1rem;
+  background: var(--box); }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+thead th { color: var(--soft); font-weight: 600; white-space: normal; min-width: 4.4rem; }
+tbody tr:last-child > * { border-bottom: 0; }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
+  white-space: normal; min-width: 8rem; max-width: 13rem; }
+tbody th { font-weight: 500; }
+.text { text-align: left; white-space: normal; }
+td strong { color: var(--mark); }
+figure { margin: 0; }
+figure .wide { background: #fff; max-width: 52rem; }
+img { display: block; width: 100%; min-width: 40rem; height: auto; }
+figcaption { margin-top: .5rem; }
+pre { overflow-x: auto; background: var(--box); padding: .8rem; border-radius: .5rem;
+  font-size: .8rem; }
+summary { cursor: pointer; font-weight: 600; margin-top: 2.2rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+"""
+CAPTIONS = {
+    "figure2.png": (
+        "Examples",
+        "One test image of each family: the truth, and what each method makes of its "
+        "signal. Under each image its absolute error, with its PSNR at peak 1. One "
+        "colour scale for all images and one for all errors.",
+    ),
+    "training.png": (
+        "Training",
+        "Losses as minimised, before weighting; PSNR on the validation images; speed.",
+    ),
+}
+PROVENANCE = (
+    "name",
+    "seed",
+    "version",
+    "commit",
+    "python",
+    "jax",
+    "platform",
+    "device",
+)
+
+
+def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
+    """The report as one HTML text: styles and figures inside, nothing loaded."""
+    title = f"Magnetic particle imaging: run {run.name}"
+    remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in run.remarks)
+    cards = "".join(
+        f"<li><b>{html.escape(value)}</b>{html.escape(name)}</li>"
+        for value, name in _headlines(run)
+    )
+    facts = [(key, run.config[key]) for key in PROVENANCE if key in run.config]
+    evaluated = [(f"evaluation: {key}", value) for key, value in run.info.items()]
+    provenance = "".join(
+        f"<dt>{html.escape(key)}</dt><dd>{html.escape(_plain(value))}</dd>"
+        for key, value in facts + evaluated
+    )
+    settings = json.dumps(run.config.get("config", {}), indent=2, ensure_ascii=False)
+    images = {name: _html_figure(run, name, data) for name, data in figures.items()}
+    shown = [_html_table(table) for table in tables]
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<h1>{html.escape(title)}</h1>",
+            f'<div class="remarks" role="note">{remarks}</div>' if remarks else "",
+            f'<ul class="cards">{cards}</ul>' if cards else "",
+            *shown[:1],
+            images.get("figure2.png", ""),
+            *shown[1:],
+            images.get("training.png", ""),
+            f"<details><summary>Configuration</summary><pre>{html.escape(settings)}</pre>"
+            "</details>",
+            f"<h2>Provenance</h2><dl>{provenance}</dl>" if provenance else "",
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _headlines(run: Run) -> list[tuple[str, str]]:
+    cards = []
+    ranked = sorted(
+        (line for (_, family), line in run.rows.items() if family == "all"),
+        key=lambda line: np.nan_to_num(_value(line, "psnr", "mean"), nan=-np.inf),
+    )
+    if ranked:
+        best = ranked[-1]
+        label = str(best.get("label", best["method"]))
+        cards = [
+            (f"{_value(best, 'psnr', 'mean'):.2f} dB", f"best mean PSNR: {label}"),
+            (f"{_value(best, 'ssim', 'mean'):.3f}", "its SSIM"),
+            (f"{_value(best, 'dice', 'mean'):.3f}", "its Dice overlap"),
+            (str(run.info.get("num", best.get("num", "–"))), "test images"),
+        ]
+    if run.training:
+        last = run.training[-1]
+        cards.append(
+            (f"{last['step']:,}", f"training steps, {last['images']:,} images")
+        )
+    return cards
+
+
+def _html_table(table: Table) -> str:
+    title = html.escape(table.title)
+    head = "".join(
+        f'<th scope="col"{" class=text" if c in TEXT_COLUMNS else ""}>'
+        f"{html.escape(c)}</th>"
+        for c in table.columns
+    )
+    body = []
+    for i, (first, *rest) in enumerate(table.rows):
+        cells = [f'<th scope="row">{html.escape(first)}</th>']
+        for j, cell in enumerate(rest, start=1):
+            text = html.escape(cell)
+            text = f"<strong>{text}</strong>" if (i, j) in table.best else text
+            kind = ' class="text"' if table.columns[j] in TEXT_COLUMNS else ""
+            cells.append(f"<td{kind}>{text}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
+    # The box scrolls, not the page; tabindex lets a keyboard scroll it too.
+    return (
+        f"<section><h2>{title}</h2>"
+        f'<div class="wide" role="region" aria-label="{title}" tabindex="0"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"{notes}</section>"
+    )
+
+
+def _html_figure(run: Run, name: str, content: bytes) -> str:
+    title, caption = CAPTIONS[name]
+    if name == "figure2.png":
+        labels = ", ".join(str(label) for label in run.arrays["labels"])
+        families = ", ".join(dict.fromkeys(str(f) for f in run.arrays["family"]))
+        alt = f"Grid of images. Columns: ground truth, {labels}. Rows: {families}."
+    else:
+        alt = "Four charts over training steps: losses, adversary, PSNR, images/s."
+    data = base64.b64encode(content).decode()
+    return (
+        f'<section><h2>{title}</h2><figure><div class="wide" role="region" '
+        f'aria-label="{title}" tabindex="0"><img alt="{html.escape(alt)}" '
+        f'src="data:image/png;base64,{data}"></div>'
+        f'<figcaption class="soft">{caption}</figcaption></figure></section>'
+    )
+
+
+def _plain(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
