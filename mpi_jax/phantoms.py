@@ -34,13 +34,13 @@ MARGIN = 0.05  # empty border
 TOUCHING = 0.1  # share of the images that run over an edge instead
 PREVIEW = 64  # points per axis of the picture on which the fill is judged
 BRANCHES, STEPS = 9, 7  # of a vessel tree; strokes per branch
-DIGIT_STROKES = 20
+DIGIT_STROKES = 24
 DRAWS = 256  # uniform random numbers set aside for a picture
 
 _SEEDS = {"train": 638137, "validation": 18233, "test": 26306941}
 
 
-def _mm(length: float) -> float:
+def _mm(length: float | int) -> float:
     """Millimetres in a 12.8 mm field of view -> units of the field of view."""
     return length / 12.8
 
@@ -246,7 +246,7 @@ def _objects(draw, split, *, shape) -> Proposal:
     visible = jnp.arange(5) < draw.integer(1, 6)
     size = draw.uniform(_mm(0.4), _mm(4), (5, 2))
     angle = draw.uniform(0, 2 * math.pi, (5,))
-    reach = 0.5 - MARGIN - jnp.linalg.norm(size, axis=-1, keepdims=True) / 2
+    reach = 0.5 - MARGIN - size.max(axis=-1, keepdims=True) / 2
     centre = draw.uniform(-1, 1, (5, 2)) * reach
     wall = jnp.maximum(draw.uniform(0.15, 0.3, (5,)) * size.min(-1), _mm(0.2))
     wall = jnp.where(draw.chance(0.2, (5,)), wall, 9.0)
@@ -259,8 +259,10 @@ def _objects(draw, split, *, shape) -> Proposal:
     if shape == "rectangles":
         unit = _UNIT_SQUARE[None]
     else:  # corners on a circle, a third of a turn apart give or take 40 degrees
-        turn = np.arange(3) * (2 * math.pi / 3) + draw.uniform(-0.7, 0.7, (5, 3))
-        unit = jnp.stack([jnp.cos(turn), jnp.sin(turn)], axis=-1) / 2
+        turn = np.arange(3)[None] * (2 * math.pi / 3) + draw.uniform(-0.7, 0.7, (5, 3))
+        unit = jnp.stack([jnp.cos(turn), jnp.sin(turn)], axis=-1) / math.sqrt(3)
+        # A wall that fits the narrower inside of a triangle.
+        wall = jnp.where(wall < 1, jnp.maximum(wall / 2, _mm(0.2)), wall)
     corners = _turned(unit * size[:, None], angle[:, None]) + centre[:, None]
     return _polygons(corners, wall, visible)
 
@@ -479,7 +481,7 @@ def _forks(draw):
     family = jnp.where(roots == 1, 0, number)
     for _ in range(3):  # down to the root
         family = family[jnp.minimum(parent, family)]
-    return branches, family
+    return branches, family, 3 * roots
 
 
 def _laterals(draw):
@@ -508,12 +510,12 @@ def _laterals(draw):
         bend=arc + 0.3 * (sway - sway[:, :1]),
         taper=draw.uniform(0.25, 0.5, (BRANCHES,)),
     )
-    return branches, jnp.zeros(BRANCHES, int)
+    return branches, jnp.zeros(BRANCHES, int), jnp.int32(4)
 
 
 def _vessels(draw, split) -> Proposal:
     """Trees of vessels, flat or with the chord of a round tube as brightness."""
-    branches, family = lax.cond(
+    branches, family, fewest = lax.cond(
         split == SPLITS.index("test"),
         lambda values: _laterals(_Draws(values)),
         lambda values: _forks(_Draws(values)),
@@ -522,7 +524,7 @@ def _vessels(draw, split) -> Proposal:
     nodes, radius = _grow(branches)
     # Thinner than .1 mm is not drawn, nor what hangs on it (radii fall downstream);
     # trees stop early.
-    drawn = jnp.arange(BRANCHES) < draw.integer(3, BRANCHES + 1)
+    drawn = jnp.arange(BRANCHES) < draw.integer(fewest, BRANCHES + 1)
     drawn &= radius[:, 0] >= _mm(0.1)
     # One image in five: a stenosis or an aneurysm in one of the first branches.
     lesion = jnp.where(draw.chance(), -0.65, 0.9)

@@ -431,8 +431,8 @@ _demo32 = GeneratorConfig(
     stem_hidden=0,
     features=5,
     base=True,
-    local_channels=32,
-    local_blocks=6,
+    local_channels=24,
+    local_blocks=5,
 )
 _demo64 = replace(
     _demo32,
@@ -473,5 +473,6 @@ DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
     "df384": DiscriminatorConfig(width=384),
     "df96": DiscriminatorConfig(width=96),
     "df192_64": DiscriminatorConfig(image_size=64),
-    "df96_32": DiscriminatorConfig(image_size=32, width=96),
+    "df48_32": DiscriminatorConfig(image_size=32, width=48, depths=(1, 1, 1)),
+    "df48_64": DiscriminatorConfig(image_size=64, width=48, depths=(1, 1, 1)),
 }

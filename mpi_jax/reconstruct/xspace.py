@@ -88,13 +88,13 @@ def reconstruct(
             f"got {list(u.shape)}"
         )
     if width is None:
-        width = _default_width(scanner)
+        width = default_width(scanner)
     elif width <= 0:
         raise ValueError(f"width: expected a length > 0 m, got {width}")
     return _reconstruct(scanner, jnp.asarray(u, jnp.result_type(float)), width, model)
 
 
-def _default_width(scanner):
+def default_width(scanner):
     """1/2.5 of the widest gap of the path, never less than half a pixel [m]."""
     drive = scanner.drive_field
     # A Lissajous path with N_y / N_x near n / (n - 1) crosses an axis about 2 n times:

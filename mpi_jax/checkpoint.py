@@ -1,0 +1,126 @@
+"""What survives a run: checkpoints to resume from (Orbax), weights to use (safetensors).
+
+A checkpoint appears whole or not at all; the newest two and the best one are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+@contextlib.contextmanager
+def manager(folder: Path):
+    """A CheckpointManager on a folder, closed at the end; saving errors are raised.
+
+    The policy is explicit because the older options (max_to_keep with best_fn) delete
+    the newest step when it isn't among the best.
+    """
+    # Orbax tells every step of every save at warning level.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    policies = ocp.checkpoint_managers
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(get_metric_fn=lambda m: m["psnr"], reverse=False, n=1),
+            ]
+        ),
+        best_fn=lambda m: m["psnr"],
+        best_mode="max",
+        cleanup_tmp_directories=True,
+    )
+    with _disk_errors(folder):
+        with ocp.CheckpointManager(os.path.abspath(folder), options=options) as made:
+            yield made
+
+
+def save(manager, step: int, state: Any, config: dict, psnr: float) -> None:
+    """Start writing a checkpoint; the state is copied first, the disk comes later."""
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(jax.device_get(state)),
+        config=ocp.args.JsonSave(config),
+    )
+    manager.save(step, args=args, metrics={"psnr": float(psnr)}, force=True)
+
+
+def restore(manager, template: Any, step: int | None = None) -> tuple[int, Any]:
+    """(step, state) of a step, by default the newest; template: a state of that shape."""
+    step = manager.latest_step() if step is None else step
+    args = ocp.args.Composite(
+        state=ocp.args.StandardRestore(jax.device_get(template)),
+        config=ocp.args.JsonRestore(),
+    )
+    return step, manager.restore(step, args=args).state
+
+
+def finish(manager) -> None:
+    """Wait until everything saved is on disk, and raise what went wrong."""
+    manager.wait_until_finished()
+    manager.check_for_errors()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder):
+    """A full disk as the OSError it is, however deep in a library it was noticed."""
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split())
+        full = "No space left" in words or "File too large" in words
+        full = full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG)
+        if not full:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"no space left to save a checkpoint in {folder}; earlier ones are intact",
+        ) from error
+
+
+def export_weights(path: Path, params: Any, metadata: dict) -> None:
+    """Write parameters (a nested dict) to one safetensors file, with metadata as JSON.
+
+    Under a temporary name first: an existing file is replaced whole or not at all.
+    """
+    path = Path(path)
+    flat = {
+        "/".join(k): np.asarray(v)
+        for k, v in flatten_dict(jax.device_get(params)).items()
+    }
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        safetensors.numpy.save_file(flat, part, {"mpi_jax": json.dumps(metadata)})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> tuple[Any, dict]:
+    """(parameters, metadata) of a file of export_weights.
+
+    Raises FileNotFoundError, or ValueError for a file that isn't one or is cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no weights file", str(path))
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {})["mpi_jax"])
+            flat = {tuple(k.split("/")): file.get_tensor(k) for k in file.keys()}
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected a safetensors file written by mpi_jax, got one that "
+            f"can't be read ({' '.join(str(error).split())})"
+        ) from error
+    return unflatten_dict(flat), metadata

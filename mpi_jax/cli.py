@@ -1,0 +1,598 @@
+"""The command line: verbs to library calls. The only place that parses and prints.
+
+Exit codes: 0 done, 2 bad input (one line on stderr says what), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import mpi_jax
+from mpi_jax import configs
+
+METHODS = ("xspace", "kaczmarz", "tikhonov", "nonnegative", "transgan")
+_LINE_EVERY = 10.0  # [s] between lines of progress where there is no terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line (default: sys.argv); returns the exit code."""
+    _quick_compilation()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options, rest = _parser().parse_known_args(arguments)
+        if rest and options.verb != "train":
+            raise ValueError(f"unknown arguments: {' '.join(rest)}")
+        options.rest = rest
+        options.run(options)
+        return 0
+    except SystemExit as stop:  # argparse: --help, --version, or bad usage
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("mpi-jax: interrupted; finished work is kept", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("MPI_JAX_TRACEBACK"):
+            raise
+        print(f"mpi-jax: {_one_line(error)}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.ENOSPC and error.filename:
+            return f"{where}no space left on the disk"
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _quick_compilation() -> None:
+    """Compile for short waits where only the CPU is there.
+
+    XLA's full CPU optimisation takes several times longer to compile a network and
+    doesn't make it faster; it is left alone on accelerators and where XLA_FLAGS is set.
+    """
+    accelerators = (
+        "jax_cuda12_plugin",
+        "jax_cuda13_plugin",
+        "libtpu",
+        "jax_rocm7_plugin",
+    )
+    if not any(importlib.util.find_spec(name) for name in accelerators):
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line."""
+
+    def error(self, message):
+        print(f"mpi-jax: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mpi-jax",
+        description="Magnetic Particle Imaging in JAX: simulate, reconstruct, train, "
+        "evaluate, report. (Not the message-passing interface.)",
+        epilog="Exit codes: 0 done, 2 bad input, 1 anything else. "
+        "MPI_JAX_TRACEBACK=1 shows where an error came from.",
+    )
+    parser.add_argument("--version", action="version", version=mpi_jax.__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    names = "; ".join(f"{n}: {text}" for n, text in configs.CONFIGS.items())
+
+    def verb(name, run, words, **kwargs):
+        made = verbs.add_parser(
+            name,
+            help=words,
+            description=words,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            **kwargs,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    def config(made, **kwargs):
+        made.add_argument(
+            "--config", metavar="NAME", help=f"which run. {names}", **kwargs
+        )
+
+    def workdir(made, **kwargs):
+        made.add_argument(
+            "--workdir", type=Path, metavar="DIR", help="work folder", **kwargs
+        )
+
+    def resume(made):
+        made.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on with the run that the folder holds, from its newest checkpoint",
+        )
+
+    made = verb(
+        "demo",
+        _demo,
+        "The main job, small: train, evaluate, report. Minutes on two CPU cores.",
+    )
+    workdir(made, default=Path("mpi_jax_demo"))
+    config(made, default="small")
+    made.add_argument("--num", type=int, default=600, help="test images")
+    resume(made)
+
+    made = verb(
+        "simulate", _simulate, "Phantoms and their noisy voltages, as an .npz file."
+    )
+    config(made, required=True)
+    made.add_argument("--num", type=int, default=6, help="number of phantoms")
+    made.add_argument("--start", type=int, default=0, help="index of the first one")
+    made.add_argument(
+        "--split",
+        default="test",
+        help="train, validation or test; image i of a split is always the same",
+    )
+    made.add_argument(
+        "--snr", type=float, metavar="DB", help="power SNR [dB]; default: the config's"
+    )
+    made.add_argument(
+        "--system-matrix",
+        action="store_true",
+        help="store the system matrix [C, V, P] too",
+    )
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".npz file"
+    )
+
+    made = verb(
+        "reconstruct",
+        _reconstruct,
+        "Images from voltages: an .npz file, and a .png beside it to look at.",
+    )
+    made.add_argument("--method", required=True, help=", ".join(METHODS))
+    made.add_argument(
+        "--measurement",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz file with `voltage` [N, C, V] (receive channels x samples of one "
+        "period, in the receiver's unit), as `simulate` writes it",
+    )
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--system-matrix",
+        type=Path,
+        metavar="FILE",
+        help=".npz file with `system_matrix` [C, V, P] and `grid` (ny, nx); "
+        "kaczmarz, tikhonov and nonnegative",
+    )
+    source.add_argument(
+        "--config", metavar="NAME", help=f"scanner of a config. {names}"
+    )
+    source.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        dest="folder",
+        help="work folder of a run: its scanner, and its network for transgan",
+    )
+    made.add_argument(
+        "--lam",
+        type=float,
+        help="regularisation, relative: to the mean row energy per pixel (kaczmarz, "
+        "1e-2), to the largest singular value squared (tikhonov, 1e-4)",
+    )
+    made.add_argument(
+        "--iterations", type=int, help="sweeps (kaczmarz, 10), steps (nonnegative, 100)"
+    )
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".npz file"
+    )
+
+    made = verb(
+        "train",
+        _train,
+        "Train a config in a work folder. Any of its fields can be overridden.",
+        epilog="Fields, as --data.batch-size 8 --steps 100 --optimiser.learning-rate 1e-3: "
+        + _field_help(),
+    )
+    config(made, required=True)
+    workdir(made, required=True)
+    resume(made)
+
+    made = verb("evaluate", _evaluate, "Tune and measure methods on test images.")
+    workdir(made, required=True)
+    made.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="M",
+        help=f"some of {', '.join(METHODS)}; default: all that are there",
+    )
+    made.add_argument("--num", type=int, default=600, help="test images")
+
+    made = verb("report", _report, "Tables, figures and report.html of a work folder.")
+    workdir(made, required=True)
+    return parser
+
+
+def _field_help() -> str:
+    def lines(cls, prefix=""):
+        for f in dataclasses.fields(cls):
+            name = prefix + f.name.replace("_", "-")
+            if dataclasses.is_dataclass(f.default):
+                yield from lines(type(f.default), f"{name}.")
+            elif f.name != "name":
+                yield f"--{name}"
+
+    return " ".join(lines(configs.Config))
+
+
+# --- Verbs
+
+
+def _demo(options) -> None:
+    from mpi_jax import evaluate, report, train
+
+    began = time.monotonic()
+    config = configs.get(options.config)
+    with _Progress() as tell:
+        train.run(config, options.workdir, resume=options.resume, tell=tell)
+        evaluate.run(options.workdir, num=options.num, tell=tell)
+    page = report.write(options.workdir)
+    _print_table(options.workdir)
+    print(f"\n{time.monotonic() - began:.0f} s. Open {page}")
+
+
+def _simulate(options) -> None:
+    import numpy as np
+
+    from mpi_jax import data, evaluate, phantoms
+
+    config = configs.get(options.config)
+    if options.split not in phantoms.SPLITS:
+        raise ValueError(
+            f"--split: expected one of {', '.join(phantoms.SPLITS)}; "
+            f"got {options.split!r}"
+        )
+    if options.num < 1 or options.start < 0:
+        raise ValueError(
+            f"--num, --start: expected num >= 1 and start >= 0, "
+            f"got {options.num} and {options.start}"
+        )
+    _check_out(options.out)
+    snr = config.data.test_snr_db if options.snr is None else options.snr
+    if np.isnan(snr):
+        raise ValueError("--snr: expected a number of dB or inf, got nan")
+    with _Progress() as tell:
+        tell("build", 0, 1, {})
+        # The spectral basis and the network's scale aren't needed for signals.
+        plain = dataclasses.replace(config, physics=configs.PhysicsConfig())
+        operator = data.build(plain)
+        size, parts = min(options.num, 60), []
+        for start in range(0, options.num, size):
+            made = data.draw(operator, options.split, options.start + start, size, snr)
+            parts.append([np.asarray(a) for a in made])
+            tell("simulate", min(start + size, options.num), options.num, {})
+    image, mask, voltage, family = (
+        np.concatenate(a)[: options.num] for a in zip(*parts, strict=True)
+    )
+    arrays = {
+        "voltage": voltage,
+        "image": image,
+        "mask": mask.astype(np.uint8),
+        "family": np.array(phantoms.FAMILIES)[family],
+        "pixel_size": np.asarray(operator.scanner.grid.pitch)[:2],
+        "about": np.array(
+            _about(config, split=options.split, start=options.start, snr_db=snr)
+        ),
+    }
+    if options.system_matrix:
+        arrays["system_matrix"] = np.asarray(operator.matrix)
+        arrays["grid"] = np.array(operator.scanner.grid.shape)
+    evaluate.save_npz(options.out, arrays)
+    print(f"{options.out}: {options.num} voltages {voltage.shape[1:]} at {snr:g} dB")
+
+
+def _reconstruct(options) -> None:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mpi_jax import data, evaluate, metrics, report, train
+
+    if options.method not in METHODS:
+        raise ValueError(
+            f"--method: expected one of {', '.join(METHODS)}; got {options.method!r}"
+        )
+    settings = _settings(options)
+    _check_out(options.out)
+    measured = _read_npz(options.measurement, "voltage")
+    pixel_size = None
+    if options.system_matrix:
+        stored = _read_npz(options.system_matrix, "system_matrix", "grid")
+        matrix, shape = stored["system_matrix"], tuple(int(n) for n in stored["grid"])
+        voltage = _check_stored(matrix, shape, measured["voltage"], options)
+        image, mask = (
+            _from_matrix(matrix, shape, voltage, options.method, settings),
+            None,
+        )
+    else:
+        config = (
+            train.read_config(options.folder)
+            if options.folder
+            else configs.get(options.config)
+        )
+        scanner = data.make_scanner(config)
+        voltage = data.check_voltage(scanner, measured["voltage"])
+        pixel_size = np.asarray(scanner.grid.pitch)[:2]
+        if options.method == "transgan":
+            if not options.folder:
+                raise ValueError(
+                    "--method transgan: expected --run DIR with its weights"
+                )
+            config, generator, params = evaluate.load_network(options.folder)
+            operator = data.build(config)
+            out = train.predict(generator, params, train.inputs(operator, voltage))
+            image, mask = out.reconstruction, out.segmentation
+            mask = None if mask is None else np.asarray(mask > 0, np.uint8)
+        else:
+            operator = data.build(config)
+            p = evaluate.problem(config, operator)
+            run = evaluate.CLASSICAL[options.method]
+            image, mask = run(p, jnp.asarray(voltage), **settings), None
+    image = np.asarray(image)
+    arrays = {
+        "image": image,
+        "about": np.array(json.dumps({"method": options.method, **settings})),
+    }
+    if mask is not None:
+        arrays["mask"] = mask
+    if pixel_size is not None:
+        arrays["pixel_size"] = pixel_size
+    evaluate.save_npz(options.out, arrays)
+    picture = options.out.with_suffix(".png")
+    mm = None if pixel_size is None else tuple(1e3 * pixel_size)
+    report.save_images(picture, image[:12], pixel_size_mm=mm)
+    print(f"{options.out}, {picture}: {len(image)} images {image.shape[1:]}")
+    truth = measured.get("image")
+    if truth is not None and truth.shape == image.shape:
+        psnr = np.mean(metrics.psnr(np.clip(image, 0, 1), truth, 1.0))
+        print(f"mean PSNR against the phantoms in the file: {psnr:.2f} dB")
+
+
+def _train(options) -> None:
+    from mpi_jax import train
+
+    config = _override(configs.get(options.config), options.rest)
+    with _Progress() as tell:
+        result = train.run(config, options.workdir, resume=options.resume, tell=tell)
+    if result:
+        print(
+            f"{options.workdir}: validation PSNR {result['validation_psnr']:.2f} dB, "
+            f"SSIM {result['validation_ssim']:.3f}, Dice {result['validation_dice']:.3f}"
+        )
+    else:
+        print(f"{options.workdir}: all {config.steps} steps were done already")
+
+
+def _evaluate(options) -> None:
+    from mpi_jax import evaluate, report
+
+    with _Progress() as tell:
+        evaluate.run(
+            options.workdir, methods=options.methods, num=options.num, tell=tell
+        )
+    report.write(options.workdir)
+    _print_table(options.workdir)
+
+
+def _report(options) -> None:
+    from mpi_jax import report
+
+    print(report.write(options.workdir))
+
+
+# --- Their parts
+
+
+def _settings(options) -> dict:
+    """Options of a method that were given; ValueError for those it doesn't have."""
+    allowed = {
+        "kaczmarz": ("lam", "iterations"),
+        "tikhonov": ("lam",),
+        "nonnegative": ("iterations",),
+    }.get(options.method, ())
+    given = {n: getattr(options, n) for n in ("lam", "iterations")}
+    given = {n: v for n, v in given.items() if v is not None}
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"--{name}: not an option of --method {options.method}")
+    return given
+
+
+def _check_stored(matrix, shape, voltage, options):
+    import numpy as np
+
+    if options.method not in ("kaczmarz", "tikhonov", "nonnegative"):
+        raise ValueError(
+            f"--method {options.method}: needs --config or --run, not a bare matrix"
+        )
+    if matrix.ndim != 3 or len(shape) != 2 or matrix.shape[-1] != shape[0] * shape[1]:
+        raise ValueError(
+            f"{options.system_matrix}: expected system_matrix [C, V, ny * nx] and grid "
+            f"(ny, nx), got {list(matrix.shape)} and {list(shape)}"
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{options.system_matrix}: expected finite numbers")
+    voltage = np.asarray(voltage)
+    if voltage.shape[-2:] != matrix.shape[:2]:
+        raise ValueError(
+            f"voltage: expected [N, {matrix.shape[0]}, {matrix.shape[1]}] like the "
+            f"system matrix, got shape {list(voltage.shape)}"
+        )
+    if not np.isfinite(voltage).all():
+        raise ValueError("voltage: expected finite numbers, got NaN or infinite ones")
+    return voltage.reshape(-1, *matrix.shape[:2]).astype(np.float32)
+
+
+def _from_matrix(matrix, shape, voltage, method, settings):
+    """Images from a stored time-domain system matrix."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mpi_jax import physics, system_matrix
+    from mpi_jax.reconstruct import kaczmarz, variational
+
+    scale = np.sqrt(np.mean(np.square(voltage, dtype=np.float64))) or 1.0
+    matrix, u = (matrix / scale).astype(np.float32), jnp.asarray(voltage / scale)
+    u = u.astype(jnp.float32)
+    if method == "kaczmarz":
+        keep = np.ones((matrix.shape[0], matrix.shape[1] // 2 + 1), bool)
+        keep[:, 0] = False  # a periodic signal has no DC
+        rows = system_matrix.select_rows(
+            system_matrix.to_frequency(matrix), keep, axis=1
+        )
+        right = system_matrix.select_rows(physics.spectrum(u), keep)
+        c = kaczmarz.solve(rows, right, **{"lam": 1e-2, "iterations": 10, **settings})
+    else:
+        flat = matrix.reshape(-1, matrix.shape[-1])
+        basis = variational.spectral_basis(flat, min(1024, *flat.shape))
+        solve = getattr(variational, method)
+        default = {"lam": 1e-4} if method == "tikhonov" else {"iterations": 100}
+        c = solve(basis, u.reshape(len(u), -1), **{**default, **settings})
+    return jnp.maximum(c, 0).reshape(-1, *shape)
+
+
+def _about(config, **more) -> str:
+    """What made a file, as JSON."""
+    version = {"version": mpi_jax.__version__, "seed": config.seed}
+    return json.dumps({**version, **more, "config": configs.to_dict(config)})
+
+
+def _read_npz(path: Path, *names: str) -> dict:
+    """Arrays of an .npz file; ValueError for files that can't be read or lack one."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(
+            f"{path}: expected an .npz file of arrays, got one that can't be read "
+            f"({' '.join(str(error).split())[:120]})"
+        ) from None
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"{path}: expected the arrays {', '.join(names)}; missing "
+            f"{', '.join(missing)}, it holds {', '.join(arrays) or 'none'}"
+        )
+    return arrays
+
+
+def _check_out(path: Path) -> None:
+    """Complain about an unusable output path before the work, not after it."""
+    if path.suffix != ".npz":
+        raise ValueError(f"--out: expected a name that ends in .npz, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out: folder {path.parent} doesn't exist")
+
+
+def _override(config: configs.Config, arguments: list[str]) -> configs.Config:
+    """A config with the fields that command-line arguments name."""
+    if not arguments:
+        return config
+    import tyro
+
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
+            return tyro.cli(configs.Config, default=config, args=arguments)
+    except SystemExit:
+        # Its message is a box of several lines; keep the words.
+        text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+", " ", words.getvalue())
+        raise ValueError(
+            f"{' '.join(arguments)}: {' '.join(text.split())[:300]} "
+            "(mpi-jax train --help lists the fields)"
+        ) from None
+
+
+def _print_table(workdir: Path) -> None:
+    table = (workdir / "report" / "table.md").read_text()
+    print(table.split("\n\n")[0] if table.startswith("|") else table)
+
+
+class _Progress:
+    """A Tell: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self):
+        self.bar, self.stage, self.last, self.began = None, None, 0.0, time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._close()
+
+    def _close(self):
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def __call__(self, stage: str, done: int, total: int, numbers: dict) -> None:
+        shown = {
+            name.removeprefix("validation_"): f"{value:.4g}"
+            for name, value in numbers.items()
+            if name in ("generator_loss", "mae", "images_per_second")
+            or name.startswith("validation_")
+        }
+        if sys.stderr.isatty():
+            self._draw(stage, done, total, shown)
+            return
+        now = time.monotonic()
+        if stage == self.stage and done < total and now - self.last < _LINE_EVERY:
+            return
+        if stage != self.stage:
+            self.began = now
+        self.stage, self.last = stage, now
+        left = ""
+        if 0 < done < total:
+            left = f", {(now - self.began) / done * (total - done):.0f} s left"
+        words = "".join(f", {name} {value}" for name, value in shown.items())
+        print(f"{stage} {done}/{total}{words}{left}", file=sys.stderr, flush=True)
+
+    def _draw(self, stage, done, total, shown):
+        from tqdm import tqdm
+
+        if stage == "validate":  # a line above the training bar
+            words = ", ".join(f"{n} {v}" for n, v in shown.items())
+            tqdm.write(f"step {done}: validation {words}", file=sys.stderr)
+            return
+        if stage != self.stage:
+            self._close()
+            self.stage = stage
+            self.bar = tqdm(total=total, desc=stage, unit="step", file=sys.stderr)
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.n = done
+        self.bar.refresh()
+        if done >= total:
+            self._close()
+            self.stage = None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

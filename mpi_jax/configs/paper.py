@@ -1,0 +1,19 @@
+"""The paper's experiment: 1 x 3264 signal to 128 x 128 image and mask, 638,137 images.
+
+Ten epochs of batches of 64, about 50 GFLOP an image and step with the discriminator:
+made for an accelerator. A CPU runs it too, a few images a minute (choose a smaller
+data.batch_size there). What the paper leaves open (depths, optimiser, noise) follows
+the TransGAN line, see mpi_jax.models.transgan.
+"""
+
+from mpi_jax.configs import Config
+
+CONFIG = Config(
+    name="paper",
+    generator="tg128_dual",
+    discriminator="df192",
+    steps=99_710,
+    remat=True,
+    log_every=50,
+    checkpoint_every=1000,
+)

@@ -1,0 +1,17 @@
+"""`small` in seconds: a few steps, for tests, CI and a first look."""
+
+import dataclasses
+
+from mpi_jax.configs import DataConfig, PhysicsConfig, small
+
+CONFIG = dataclasses.replace(
+    small.CONFIG,
+    name="test",
+    steps=6,
+    data=DataConfig(batch_size=16, snr_db=(40.0, 40.0)),
+    physics=PhysicsConfig(rank=64, iterations=5),
+    optimiser=dataclasses.replace(small.CONFIG.optimiser, warmup=2),
+    log_every=2,
+    checkpoint_every=3,
+    validation_images=12,
+)

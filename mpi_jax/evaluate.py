@@ -1,0 +1,381 @@
+"""Every method on the same test signals: tuned on validation images, measured, written.
+
+A method turns voltages [B, C, V] into images [B, ny, nx]. Classical ones have settings,
+chosen by mean PSNR on validation images and then left alone. Masks are the network's, or
+the image above a fraction of its maximum, a fraction chosen by Dice on validation images.
+
+    work folder -> evaluation/metrics.jsonl  a line per (method, family)
+                   evaluation/arrays.npz     one example of each family, every method
+                   evaluation/info.json      what was measured, and how
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mpi_jax import (
+    checkpoint,
+    configs,
+    data,
+    metrics,
+    phantoms,
+    physics,
+    system_matrix,
+    train,
+)
+from mpi_jax.configs import Config
+from mpi_jax.models import transgan
+from mpi_jax.reconstruct import kaczmarz, variational, xspace
+
+LABELS = {
+    "xspace": "x-space",
+    "kaczmarz": "System matrix (Kaczmarz)",
+    "tikhonov": "System matrix (Tikhonov)",
+    "nonnegative": "System matrix (non-negative)",
+    "transgan": "Dual-task TransGAN",
+}
+METHODS = tuple(LABELS)
+
+# Grids that the settings are chosen from.
+KACZMARZ_LAMS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+KACZMARZ_SWEEPS = 20
+TIKHONOV_LAMS = tuple(10.0 ** (-k / 2) for k in range(2, 13))
+STEPS = (10, 20, 50, 100, 200, 400)
+WIDTHS = (0.5, 1.0, 2.0)  # of the default gridding width
+THRESHOLDS = tuple(np.arange(1, 16) / 20)
+RANK = 1024  # of the basis where a config has none
+
+Images = Float[Array, "B ny nx"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What classical methods work with. Rows are scaled to unit signals: the moments of
+    particles square to numbers near the end of float32.
+    """
+
+    config: Config
+    operator: data.Operator
+    basis: variational.SpectralBasis
+    rows: Array  # [M, P] complex, all frequencies of all channels but DC
+    keep: np.ndarray  # [C, K]
+
+
+def problem(config: Config, operator: data.Operator) -> Problem:
+    """The frequency rows and the spectral basis of a run's system matrix."""
+    matrix = operator.matrix
+    basis = operator.basis
+    if basis is None:
+        rank = min(RANK, operator.scanner.grid.size)
+        basis = variational.spectral_basis(matrix.reshape(-1, matrix.shape[-1]), rank)
+    keep = system_matrix.frequency_selection(operator.scanner)
+    scaled = matrix / operator.scale[..., None]
+    rows = system_matrix.select_rows(system_matrix.to_frequency(scaled), keep, axis=1)
+    return Problem(config, operator, basis, rows, keep)
+
+
+# --- The methods: run(problem, voltage, **settings) -> images
+
+
+def run_xspace(p: Problem, u, *, width: float | None = None, gain: float = 1.0):
+    """x-space image times a gain, negative values set to 0."""
+    model = p.config.scanner.model
+    image = xspace.reconstruct(p.operator.scanner, u, width=width, model=model)
+    return jnp.maximum(gain * image, 0)
+
+
+def spectra(p: Problem, u) -> Array:
+    """Scaled voltages as the rows' right-hand sides, [B, M] complex."""
+    scaled = u / p.operator.scale[None]
+    return system_matrix.select_rows(physics.spectrum(scaled), p.keep)
+
+
+def run_kaczmarz(p: Problem, u, *, lam: float = 1e-2, iterations: int = 10):
+    """Regularised Kaczmarz on frequency rows, real and non-negative."""
+    c = kaczmarz.solve(p.rows, spectra(p, u), lam=lam, iterations=iterations)
+    return c.reshape(len(u), *p.operator.scanner.grid.shape)
+
+
+def run_tikhonov(p: Problem, u, *, lam: float = 1e-4):
+    """Tikhonov images, negative values set to 0."""
+    c = variational.tikhonov(p.basis, u.reshape(len(u), -1), lam)
+    return jnp.maximum(c, 0).reshape(len(u), *p.operator.scanner.grid.shape)
+
+
+def run_nonnegative(p: Problem, u, *, iterations: int = 100):
+    """Non-negative least squares, stopped early."""
+    flat = u.reshape(len(u), -1)
+    c = variational.nonnegative(p.basis, flat, iterations=iterations)
+    return c.reshape(len(u), *p.operator.scanner.grid.shape)
+
+
+CLASSICAL: dict[str, Callable] = {
+    "xspace": run_xspace,
+    "kaczmarz": run_kaczmarz,
+    "tikhonov": run_tikhonov,
+    "nonnegative": run_nonnegative,
+}
+
+
+# --- Choosing settings on validation images
+
+
+def tune(p: Problem, method: str, made: data.Examples) -> dict[str, Any]:
+    """Settings of a classical method with the best mean PSNR on these examples."""
+    u, truth = made.voltage, made.image
+    if method == "kaczmarz":
+        return _best(_kaczmarz_candidates(p, u), truth)
+    if method == "xspace":
+        default = float(xspace.default_width(p.operator.scanner))
+        candidates = []
+        for factor in WIDTHS:
+            image = run_xspace(p, u, width=factor * default)
+            fitted = float(jnp.sum(image * truth) / jnp.sum(image**2))
+            # The gain of least squares, and smaller ones: blurred images do better dim.
+            for gain in (1.0, fitted, 0.75 * fitted, 0.5 * fitted):
+                settings = {"width": factor * default, "gain": gain}
+                candidates.append((settings, gain * image))
+        return _best(candidates, truth)
+    name, grid = (
+        ("lam", TIKHONOV_LAMS) if method == "tikhonov" else ("iterations", STEPS)
+    )
+    run = CLASSICAL[method]
+    return _best((({name: v}, run(p, u, **{name: v})) for v in grid), truth)
+
+
+def _kaczmarz_candidates(p, u):
+    right = spectra(p, u)
+    for lam in KACZMARZ_LAMS:
+        iterates = kaczmarz.sweeps(p.rows, right, lam=lam, iterations=KACZMARZ_SWEEPS)
+        for n, c in enumerate(iterates, start=1):
+            image = c.reshape(len(u), *p.operator.scanner.grid.shape)
+            yield {"lam": lam, "iterations": n}, image
+
+
+def _best(candidates, truth) -> dict[str, Any]:
+    scored = [
+        (float(jnp.mean(metrics.psnr(jnp.clip(image, 0, 1), truth, 1.0))), n, settings)
+        for n, (settings, image) in enumerate(candidates)
+    ]
+    return max(scored)[2]
+
+
+def threshold(image: Images, fraction: float) -> Array:
+    """Mask of the pixels above a fraction of each image's maximum."""
+    return image > fraction * jnp.max(image, axis=(-2, -1), keepdims=True)
+
+
+def tune_threshold(image: Images, made: data.Examples) -> float:
+    """Fraction of the maximum whose mask has the best mean Dice on these examples."""
+    scores = [
+        (float(jnp.mean(metrics.dice(threshold(image, t), made.mask))), t)
+        for t in THRESHOLDS
+    ]
+    return float(max(scores)[1])
+
+
+# --- The whole table
+
+
+def load_network(folder: Path) -> tuple[Config, transgan.Generator, Any]:
+    """Config, generator and averaged parameters of a run's weights.safetensors."""
+    params, metadata = checkpoint.load_weights(Path(folder) / "weights.safetensors")
+    config = configs.from_dict(metadata["config"])
+    generator = train.make_networks(config).generator
+    return config, generator, jax.tree.map(jnp.asarray, params)
+
+
+def run(
+    workdir: Path,
+    *,
+    methods: list[str] | None = None,
+    num: int = 600,
+    tell: train.Tell = train.silent,
+) -> list[dict]:
+    """Evaluate methods on the first `num` test images; returns the rows of the table.
+
+    methods: names of METHODS; by default all, transgan where the run has weights.
+    Images are clipped to [0, 1] for every method. Raises ValueError for unknown methods
+    and where weights are asked for that aren't there.
+    """
+    workdir = Path(workdir)
+    config = train.read_config(workdir)
+    trained = (workdir / "weights.safetensors").exists()
+    if methods is None:
+        methods = [m for m in METHODS if m != "transgan" or trained]
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise ValueError(
+            f"methods: expected some of {', '.join(METHODS)}; got {unknown or 'none'}"
+        )
+    if num < len(phantoms.FAMILIES):
+        raise ValueError(
+            f"num: expected at least {len(phantoms.FAMILIES)}, one image of each "
+            f"family, got {num}"
+        )
+    if "transgan" in methods and not trained:
+        raise ValueError(
+            f"{workdir}: has no weights yet; finish its training with --resume, or "
+            "leave transgan out of --methods"
+        )
+    began = time.monotonic()
+    tell("build", 0, 1, {})
+    operator = data.build(config)
+    p = problem(config, operator)
+    size, snr = config.data.batch_size, config.data.test_snr_db
+    count = max(config.validation_images, size)
+    parts = [
+        data.draw(operator, "validation", i, size, snr) for i in range(0, count, size)
+    ]
+    validation = jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+    solvers, settings = {}, {}
+    for n, method in enumerate(methods):
+        tell("tune", n, len(methods), {})
+        if method == "transgan":
+            _, generator, params = load_network(workdir)
+            solvers[method], chosen = partial(_network, generator, params, operator), {}
+            image, logit = solvers[method](parts[0].voltage)
+            if logit is None:
+                found = [solvers[method](part.voltage)[0] for part in parts]
+                chosen["threshold"] = tune_threshold(jnp.concatenate(found), validation)
+        else:
+            chosen = tune(p, method, validation)
+            solver = partial(CLASSICAL[method], p, **chosen)
+            image = jnp.clip(solver(validation.voltage), 0, 1)
+            chosen["threshold"] = tune_threshold(image, validation)
+            solvers[method] = partial(_clipped, solver)
+        settings[method] = chosen
+    tell("tune", len(methods), len(methods), {})
+
+    values: dict[str, list[dict]] = {m: [] for m in methods}
+    seconds: dict[str, list[float]] = {m: [] for m in methods}
+    families, shown, examples = [], {}, None
+    for start in range(0, num, size):
+        made = data.draw(operator, "test", start, size, snr)
+        families.append(np.asarray(made.family))
+        for method, solver in solvers.items():
+            if start == 0:
+                jax.block_until_ready(solver(made.voltage))  # compiles
+            clock = time.perf_counter()
+            image, logit = jax.block_until_ready(solver(made.voltage))
+            seconds[method].append(time.perf_counter() - clock)
+            fraction = settings[method].get("threshold")
+            mask = logit > 0 if fraction is None else threshold(image, fraction)
+            found = metrics.measure(image, made.image, mask, made.mask, 1.0)
+            values[method].append(jax.device_get(found))
+            if start == 0:
+                shown[method] = np.asarray(image), np.asarray(mask, np.uint8)
+        examples = examples or jax.device_get(made)
+        tell("test", min(start + size, num), num, {})
+
+    family = np.concatenate(families)[:num]
+    rows = []
+    for method in methods:
+        found = {
+            k: np.concatenate([v[k] for v in values[method]])[:num]
+            for k in values[method][0]
+        }
+        for name in ("all", *phantoms.FAMILIES):
+            own = family >= 0
+            if name != "all":
+                own = family == phantoms.FAMILIES.index(name)
+            rows.append(
+                {
+                    "method": method,
+                    "label": label(method, config),
+                    "family": name,
+                    "num": int(own.sum()),
+                    **{k: metrics.summary(v[own]) for k, v in found.items()},
+                    "pooled_psnr": metrics.pooled_psnr(found["mse"][own], 1.0),
+                    "seconds_per_image": float(np.median(seconds[method])) / size,
+                    "settings": settings[method],
+                    "segmentation": (
+                        "thresholded"
+                        if "threshold" in settings[method]
+                        else "predicted"
+                    ),
+                }
+            )
+    _write(workdir, config, rows, examples, shown, num, time.monotonic() - began)
+    return rows
+
+
+def label(method: str, config: Config) -> str:
+    """Name of a method in tables."""
+    if method != "transgan":
+        return LABELS[method]
+    single = transgan.GENERATORS[config.generator].tasks == ("recon",)
+    name = "Single-task TransGAN" if single else LABELS[method]
+    return f"{name} + physics" if config.physics.rank else name
+
+
+def _network(generator, params, operator, u):
+    out = train.predict(generator, params, train.inputs(operator, u))
+    return out.reconstruction, out.segmentation
+
+
+def _clipped(solver, u):
+    return jnp.clip(solver(u), 0, 1), None
+
+
+def _write(workdir, config, rows, examples, shown, num, seconds) -> None:
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    first = [
+        int(np.argmax(examples.family == f)) for f in range(len(phantoms.FAMILIES))
+    ]
+    grid = data.make_scanner(config).grid
+    methods = list(shown)
+    arrays = {
+        "truth": examples.image[first],
+        "mask": np.asarray(examples.mask[first], np.uint8),
+        "family": np.array(phantoms.FAMILIES),
+        "pixel_size": np.asarray(grid.pitch)[:2],
+        "methods": np.array(methods),
+        "labels": np.array([label(m, config) for m in methods]),
+    }
+    for method, (image, mask) in shown.items():
+        arrays[f"image_{method}"], arrays[f"mask_{method}"] = image[first], mask[first]
+    device = jax.local_devices()[0]
+    info = {
+        "num": num,
+        "snr_db": config.data.test_snr_db,
+        "noise": "white, power SNR of each signal; data and reconstruction share one "
+        "system matrix (an inverse crime: every row is better than on a real scanner)",
+        "model": config.scanner.model,
+        "seed": config.seed,
+        "seconds": round(seconds, 1),
+        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        "ssim": "Gaussian 11x11, sigma 1.5, range 1",
+        "grid": list(grid.shape),
+    }
+    save_npz(folder / "arrays.npz", arrays)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    train.write_atomically(folder / "metrics.jsonl", lines)
+    train.write_atomically(folder / "info.json", json.dumps(info, indent=1))
+
+
+def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content.getvalue())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

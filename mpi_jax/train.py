@@ -1,0 +1,584 @@
+"""Training: a pure step for both networks, the one pmap, and the loop around them.
+
+Loss of the generator: mae |x^ - x| + bce BCE(z, m) + dice Dice(z, m) + adversarial term,
+weights in the config (the paper's are 20, 5, 5). Generator and discriminator are updated
+in the same step from the same parameters, with one pass of the generator.
+
+A work folder holds config.json (settings, seed, versions), metrics.jsonl, checkpoints/
+and weights.safetensors, the averaged generator of the best checkpoint so far.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+import mpi_jax
+from mpi_jax import checkpoint, configs, data, losses, metrics
+from mpi_jax.configs import Config, LossConfig, OptimiserConfig
+from mpi_jax.models import transgan
+
+# tell(stage, done, total, numbers): how long work makes itself heard.
+Tell = Callable[[str, int, int, dict], None]
+
+
+def silent(stage: str, done: int, total: int, numbers: dict) -> None:
+    """A Tell that says nothing."""
+
+
+class Networks(NamedTuple):
+    """What is trained, and against what. discriminator is None without adversary."""
+
+    generator: transgan.Generator
+    discriminator: transgan.Discriminator | None
+    loss: LossConfig
+
+
+class Batch(NamedTuple):
+    """One training batch: what the generator sees, what is true."""
+
+    inputs: data.Inputs
+    image: Float[Array, "B ny nx"]
+    mask: Float[Array, "B ny nx"]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes. average: moving average of the generator."""
+
+    step: Int[Array, ""]
+    generator: Any
+    discriminator: Any
+    average: Any
+    generator_optimiser: Any
+    discriminator_optimiser: Any
+
+
+class Optimisers(NamedTuple):
+    """optax transformations of both networks and the decay of the average."""
+
+    generator: optax.GradientTransformation
+    discriminator: optax.GradientTransformation
+    ema: float
+
+
+def make_networks(config: Config, operator: data.Operator | None = None) -> Networks:
+    """The networks of a config, their sizes checked against the scanner.
+
+    Raises ValueError for unknown rows, losses or sizes that don't fit.
+    """
+    loss = config.loss
+    if loss.kind not in ("bce", "wgangp"):
+        raise ValueError(f"loss.kind: expected bce or wgangp, got {loss.kind!r}")
+    weights = dataclasses.asdict(loss)
+    for name in ("mae", "bce", "dice", "adversarial"):
+        if not weights[name] >= 0:
+            raise ValueError(
+                f"loss.{name}: expected a number >= 0, got {weights[name]}"
+            )
+    options = {"dtype": config.dtype, "remat": config.remat}
+    generator = transgan.generator(config.generator, **options)
+    wanted = generator.config
+    have = len(config.physics.lams) + 1 if config.physics.rank else 0
+    if (wanted.features, wanted.base) != (have, bool(have)):
+        raise ValueError(
+            f"generator: {config.generator} takes {wanted.features} classical images, "
+            f"but the physics settings make {have} (physics.rank {config.physics.rank}, "
+            f"{len(config.physics.lams)} lams)"
+        )
+    if wanted.image_size != config.scanner.pixels:
+        raise ValueError(
+            f"generator: {config.generator} makes images of {wanted.image_size} pixels, "
+            f"but scanner.pixels is {config.scanner.pixels}"
+        )
+    if not loss.adversarial:
+        return Networks(generator, None, loss)
+    critic = transgan.discriminator(config.discriminator, **options)
+    if critic.config.image_size != config.scanner.pixels:
+        raise ValueError(
+            f"discriminator: {config.discriminator} takes images of "
+            f"{critic.config.image_size} pixels, but scanner.pixels is "
+            f"{config.scanner.pixels}"
+        )
+    return Networks(generator, critic, loss)
+
+
+def make_optimisers(config: OptimiserConfig, steps: int) -> Optimisers:
+    """Adam with warm-up, constant or cosine rate, and gradient clipping.
+
+    Raises ValueError for an unknown schedule or a warm-up that fills all the steps.
+    """
+    if not 0 <= config.warmup < steps:
+        raise ValueError(
+            f"optimiser.warmup: expected 0 to {steps - 1}, fewer than steps, "
+            f"got {config.warmup}"
+        )
+
+    def transformation(rate):
+        if config.schedule == "cosine":
+            schedule = optax.warmup_cosine_decay_schedule(
+                0.0 if config.warmup else rate, rate, config.warmup, steps
+            )
+        elif config.schedule == "constant":
+            schedule = optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, rate, config.warmup),
+                    optax.constant_schedule(rate),
+                ],
+                [config.warmup],
+            )
+        else:
+            raise ValueError(
+                "optimiser.schedule: expected constant or cosine, "
+                f"got {config.schedule!r}"
+            )
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip),
+            optax.adam(schedule, b1=config.b1, b2=config.b2),
+        )
+
+    return Optimisers(
+        transformation(config.learning_rate),
+        transformation(config.discriminator_rate),
+        config.ema,
+    )
+
+
+def init_state(
+    key: PRNGKeyArray, batch: Batch, *, model: Networks, tx: Optimisers
+) -> TrainState:
+    """Fresh parameters and optimisers; batch is looked at for its shapes only."""
+    for_generator, for_critic = jax.random.split(key)
+    first = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), batch)
+    generator = model.generator.init(for_generator, *first.inputs)["params"]
+    critic = {}
+    if model.discriminator is not None:
+        critic = model.discriminator.init(for_critic, first.image[..., None])["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        generator=generator,
+        discriminator=critic,
+        # A copy: donated buffers must not be shared.
+        average=jax.tree.map(jnp.copy, generator),
+        generator_optimiser=tx.generator.init(generator),
+        discriminator_optimiser=tx.discriminator.init(critic),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    model: Networks,
+    tx: Optimisers,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One update of both networks on a batch; pure.
+
+    key: randomness of this step (the mixtures of WGAN-GP). axis_name: gradients and
+    metrics are averaged over that axis; None: no collectives. Metrics: each loss term
+    unweighted, the weighted sums, gradient norm, and `finite` (1 or 0).
+    """
+    loss = model.loss
+
+    def critic(params, images):
+        return model.discriminator.apply({"params": params}, images[..., None])
+
+    def generator_loss(params):
+        out = model.generator.apply({"params": params}, *batch.inputs)
+        terms = {"mae": losses.mae(out.reconstruction, batch.image)}
+        total = loss.mae * terms["mae"]
+        if out.segmentation is not None:
+            terms["bce"] = losses.bce(out.segmentation, batch.mask)
+            terms["dice"] = losses.dice(out.segmentation, batch.mask)
+            total += loss.bce * terms["bce"] + loss.dice * terms["dice"]
+        if model.discriminator is not None:
+            score = critic(state.discriminator, out.reconstruction)
+            wasserstein = loss.kind == "wgangp"
+            adversary = losses.generator_wgan if wasserstein else losses.generator_bce
+            terms["adversarial"] = adversary(score)
+            total += loss.adversarial * terms["adversarial"]
+        return total, (out.reconstruction, terms)
+
+    def critic_loss(params, made):
+        if loss.kind == "wgangp":
+            own = key
+            if axis_name is not None:
+                own = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+            alpha = jax.random.uniform(own, (len(made),))
+            return losses.discriminator_wgangp(
+                partial(critic, params), batch.image, made, alpha
+            )
+        both = critic(params, jnp.concatenate([batch.image, made]))
+        return losses.discriminator_bce(*jnp.split(both, 2))
+
+    (total, (made, terms)), slope = jax.value_and_grad(generator_loss, has_aux=True)(
+        state.generator
+    )
+    values, slopes = {"generator_loss": total, **terms}, (slope,)
+    if model.discriminator is not None:
+        fooled, critic_slope = jax.value_and_grad(critic_loss)(
+            state.discriminator, jax.lax.stop_gradient(made)
+        )
+        values["discriminator_loss"], slopes = fooled, (slope, critic_slope)
+    if axis_name is not None:
+        values, slopes = jax.lax.pmean((values, slopes), axis_name)
+
+    updates, generator_optimiser = tx.generator.update(
+        slopes[0], state.generator_optimiser, state.generator
+    )
+    generator = optax.apply_updates(state.generator, updates)
+    discriminator, discriminator_optimiser = (
+        state.discriminator,
+        state.discriminator_optimiser,
+    )
+    if model.discriminator is not None:
+        updates, discriminator_optimiser = tx.discriminator.update(
+            slopes[1], discriminator_optimiser, discriminator
+        )
+        discriminator = optax.apply_updates(discriminator, updates)
+
+    # Early steps count more than a fixed decay would let them.
+    decay = jnp.minimum(tx.ema, (1 + state.step) / (10 + state.step))
+    average = optax.incremental_update(generator, state.average, 1 - decay)
+    norm = optax.global_norm(slopes)
+    values["gradient_norm"] = norm
+    total = sum(jnp.sum(v) for v in values.values())
+    values["finite"] = jnp.isfinite(total).astype(jnp.float32)
+    state = TrainState(
+        state.step + 1,
+        generator,
+        discriminator,
+        average,
+        generator_optimiser,
+        discriminator_optimiser,
+    )
+    return state, values
+
+
+def data_parallel(step: Callable, replicated: int = 0) -> Callable:
+    """`step(state, batch, key, *replicated)` over all local devices, state donated.
+
+    The step must average over the axis "data". Every leaf of batch has a leading axis of
+    one entry a device; state, key and the `replicated` further arguments are the same on
+    all devices and carry no such axis, nor does the result. Put the state on the devices
+    with `replicate` first: a donated argument can't be moved.
+    """
+    return jax.pmap(
+        step,
+        axis_name="data",
+        in_axes=(None, 0, None) + (None,) * replicated,
+        out_axes=None,
+        donate_argnums=0,
+    )
+
+
+def replicate(tree: Any) -> Any:
+    """The tree on every local device."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
+
+
+def make_batch(operator: data.Operator, made: data.Examples) -> Batch:
+    """Examples as the networks take them."""
+    return Batch(data.inputs(operator, made.voltage), made.image, made.mask)
+
+
+@partial(jax.jit, static_argnames="generator")
+def predict(
+    generator: transgan.Generator, params: Any, inputs: data.Inputs
+) -> transgan.Images:
+    """Reconstruction clipped to [0, 1] and segmentation logit (or None)."""
+    out = generator.apply({"params": params}, *inputs)
+    return out._replace(reconstruction=jnp.clip(out.reconstruction, 0, 1))
+
+
+def validate(config: Config, operator: data.Operator, generator, params) -> dict:
+    """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images."""
+    size, found = config.data.batch_size, []  # the size that is compiled already
+    for start in range(0, config.validation_images, size):
+        made = data.draw(operator, "validation", start, size, config.data.test_snr_db)
+        out = predict(generator, params, inputs(operator, made.voltage))
+        mask = out.reconstruction > 0.5
+        if out.segmentation is not None:
+            mask = out.segmentation > 0
+        found.append(
+            metrics.measure(out.reconstruction, made.image, mask, made.mask, 1.0)
+        )
+    return {
+        f"validation_{name}": float(np.mean([np.mean(f[name]) for f in found]))
+        for name in ("psnr", "ssim", "dice")
+    }
+
+
+inputs = jax.jit(data.inputs)
+
+
+def run(
+    config: Config, workdir: Path, *, resume: bool = False, tell: Tell = silent
+) -> dict:
+    """Train a config in a work folder; returns the last validation metrics.
+
+    resume: go on from the newest checkpoint (or from the start where there is none yet)
+    with the same result as a run that was never stopped. Raises ValueError for a folder
+    that holds a run already (without resume) or a run of another config (with it),
+    FloatingPointError naming the first step whose numbers aren't finite.
+    """
+    workdir = Path(workdir)
+    model = make_networks(config)
+    tx = make_optimisers(config.optimiser, config.steps)
+    devices = jax.local_device_count()
+    if config.steps < 1 or config.data.batch_size < 1:
+        raise ValueError("steps, data.batch_size: expected numbers >= 1")
+    if config.data.batch_size % devices:
+        raise ValueError(
+            f"data.batch_size: expected a multiple of the {devices} devices, "
+            f"got {config.data.batch_size}"
+        )
+    _prepare(workdir, config, resume)
+    tell("build", 0, 1, {})
+    operator = data.build(config)
+    each = config.data.batch_size // devices
+    key = jax.random.key(config.seed)
+    noise, _, steps_key = jax.random.split(key, 3)
+    # The default generator takes a minute to compile for some hundred parameters.
+    fresh = jax.random.key(config.seed, impl="unsafe_rbg")
+    snr = config.data.snr_db
+    snr = jnp.asarray(config.data.snr_db, jnp.float32)
+
+    def examples(start):
+        return data.examples(operator, 0, start, each, snr, noise)
+
+    shapes = jax.eval_shape(lambda: make_batch(operator, examples(0)))
+    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
+
+    def step(state, shard, keys, operator):
+        # One device takes examples drawn by the function that draws all other splits,
+        # which saves compiling it again; several draw their own.
+        if not isinstance(shard, data.Examples):
+            shard = data.examples(operator, 0, shard, each, snr, keys[0])
+        own = jax.random.fold_in(keys[1], state.step)
+        batch = make_batch(operator, shard)
+        return train_step(state, batch, own, model=model, tx=tx, axis_name="data")
+
+    compiled = data_parallel(step, replicated=1)
+    offsets = each * np.arange(devices)
+
+    def shard(done):
+        start = done * config.data.batch_size
+        if devices > 1:
+            return start + offsets
+        made = data.draw(operator, "train", start, each, config.data.snr_db, noise)
+        return jax.tree.map(lambda a: a[None], made)
+
+    settings = configs.to_dict(config)
+    with checkpoint.manager(workdir / "checkpoints") as store:
+        done = 0
+        if resume and store.latest_step() is not None:
+            done, state = checkpoint.restore(store, state)
+        _keep_lines(workdir / "metrics.jsonl", done)
+        state, everywhere = replicate(state), replicate(operator)
+        pending: collections.deque = collections.deque()
+        result, clock, since = {}, time.monotonic(), done
+        best = _best_psnr(workdir / "metrics.jsonl")
+        with open(workdir / "metrics.jsonl", "a") as log:
+            while done < config.steps:
+                state, values = compiled(
+                    state, shard(done), (noise, steps_key), everywhere
+                )
+                done += 1
+                pending.append((done, values))
+                last = done == config.steps
+                save = last or done % config.checkpoint_every == 0
+                if save or done % config.log_every == 0:
+                    line = _drain(pending, workdir)
+                    now = time.monotonic()
+                    images = (done - since) * config.data.batch_size
+                    line["images_per_second"] = images / (now - clock)
+                    _write_line(log, done, config, line, now - clock)
+                    tell("train", done, config.steps, line)
+                    clock, since = now, done
+                if save:
+                    params = state.average
+                    result = validate(config, operator, model.generator, params)
+                    _write_line(log, done, config, result, 0.0)
+                    tell("validate", done, config.steps, result)
+                    psnr = result["validation_psnr"]
+                    checkpoint.save(store, done, state, settings, psnr)
+                    if psnr > best:
+                        best = psnr
+                        _export(workdir, params, done, config, result)
+                    clock = time.monotonic()
+        checkpoint.finish(store)
+    return result
+
+
+def _export(workdir, params, step, config, result) -> None:
+    about = json.loads((workdir / "config.json").read_text())
+    about |= {"step": step, "images": step * config.data.batch_size, **result}
+    checkpoint.export_weights(workdir / "weights.safetensors", params, about)
+
+
+def _best_psnr(path: Path) -> float:
+    lines = (json.loads(line) for line in path.read_text().splitlines())
+    return max(
+        (n["validation_psnr"] for n in lines if "validation_psnr" in n),
+        default=-math.inf,
+    )
+
+
+def _zeros(shapes: Any) -> Any:
+    """Zeros of the given shapes and dtypes."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _drain(pending, workdir) -> dict[str, float]:
+    """Mean metrics of the steps since the last line; the guard against NaN."""
+    steps, values = zip(*pending, strict=True)
+    pending.clear()
+    values = jax.device_get(list(values))
+    for number, found in zip(steps, values, strict=True):
+        if not found["finite"]:
+            bad = [k for k, v in found.items() if not np.isfinite(v)]
+            raise FloatingPointError(
+                f"step {number}: {', '.join(bad) or 'a metric'} not finite; the last "
+                f"good checkpoint in {workdir / 'checkpoints'} is kept"
+            )
+    names = [name for name in values[0] if name != "finite"]
+    return {name: float(np.mean([v[name] for v in values])) for name in names}
+
+
+def _write_line(log, step, config, numbers, seconds) -> None:
+    line = {"step": step, "images": step * config.data.batch_size}
+    if seconds:
+        line["seconds"] = round(seconds, 3)
+    log.write(json.dumps({**line, **numbers}) + "\n")
+    log.flush()
+
+
+def _keep_lines(path: Path, step: int) -> None:
+    """Drop metrics after the checkpoint that training resumes from, and broken lines."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# Settings that may change between a run and its resumption.
+_FREE = ("log_every", "checkpoint_every", "validation_images")
+
+
+def _prepare(workdir: Path, config: Config, resume: bool) -> None:
+    path = workdir / "config.json"
+    wanted = json.loads(json.dumps(configs.to_dict(config)))
+    if path.exists():
+        if not resume:
+            raise ValueError(
+                f"{workdir}: expected a new folder, but it holds a run; "
+                "pass --resume to go on with it"
+            )
+        have = read_config(workdir)
+        have = json.loads(json.dumps(configs.to_dict(have)))
+        differing = [
+            f"{name} is {have_value!r} there and {wanted_value!r} here"
+            for name, have_value, wanted_value in _differences(have, wanted)
+            if name not in _FREE
+        ]
+        if differing:
+            raise ValueError(
+                f"{workdir}: holds a run of another config: {differing[0]}"
+            )
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir}: expected a new or empty folder, but it holds other files"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    device = jax.local_devices()[0]
+    text = {
+        "name": config.name,
+        "seed": config.seed,
+        "version": mpi_jax.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "platform": device.platform,
+        "device": f"{jax.local_device_count()} x {device.device_kind}, "
+        f"{os.cpu_count()} CPU cores",
+        "config": wanted,
+    }
+    write_atomically(path, json.dumps(text, indent=1))
+
+
+def _differences(a: dict, b: dict, prefix: str = ""):
+    for name in a:
+        if isinstance(a[name], dict):
+            yield from _differences(a[name], b[name], f"{prefix}{name}.")
+        elif a[name] != b[name] and not (_is_nan(a[name]) and _is_nan(b[name])):
+            yield prefix + name, a[name], b[name]
+
+
+def _is_nan(value) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def read_config(workdir: Path) -> Config:
+    """The config of a work folder; ValueError where there is none to read."""
+    path = Path(workdir) / "config.json"
+    try:
+        return configs.from_dict(json.loads(path.read_text())["config"])
+    except FileNotFoundError:
+        raise ValueError(
+            f"{workdir}: expected a work folder of a run, but it has no config.json"
+        ) from None
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: can't be read as a config ({error})") from None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that the package runs from, None outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    tracked = (here.parent / ".git").exists()
+    return found.stdout.strip() or None if tracked and found.returncode == 0 else None
