@@ -85,7 +85,8 @@ def build(config: Config) -> Operator:
     rank = config.physics.rank
     basis = None
     if rank:
-        basis = variational.spectral_basis(matrix.reshape(-1, made.grid.size), rank)
+        flat = matrix.reshape(-1, made.grid.size)
+        basis = variational.spectral_basis(flat, rank, config.physics.rho)
     operator = Operator(
         scanner=made,
         matrix=matrix,

@@ -50,10 +50,11 @@ LABELS = {
 METHODS = tuple(LABELS)
 
 # Grids that the settings are chosen from.
-KACZMARZ_LAMS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-KACZMARZ_SWEEPS = 20
+KACZMARZ_LAMS = (1e-4, 1e-3, 1e-2, 1e-1)
+KACZMARZ_SWEEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 TIKHONOV_LAMS = tuple(10.0 ** (-k / 2) for k in range(2, 13))
-STEPS = (10, 20, 50, 100, 200, 400)
+RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
+STEPS = (10, 20, 50, 100)
 WIDTHS = (0.5, 1.0, 2.0)  # of the default gridding width
 THRESHOLDS = tuple(np.arange(1, 16) / 20)
 RANK = 1024  # of the basis where a config has none
@@ -87,46 +88,65 @@ def problem(config: Config, operator: data.Operator) -> Problem:
     return Problem(config, operator, basis, rows, keep)
 
 
-# --- The methods: run(problem, voltage, **settings) -> images
+# --- The methods: prepared with their settings, then voltages [B, C, V] -> images
+
+Solver = Callable[[Float[Array, "B C V"]], Images]
 
 
-def run_xspace(p: Problem, u, *, width: float | None = None, gain: float = 1.0):
+def _images(p: Problem, c) -> Images:
+    return jnp.maximum(c, 0).reshape(-1, *p.operator.scanner.grid.shape)
+
+
+def xspace_solver(p: Problem, width: float | None = None, gain: float = 1.0) -> Solver:
     """x-space image times a gain, negative values set to 0."""
-    model = p.config.scanner.model
-    image = xspace.reconstruct(p.operator.scanner, u, width=width, model=model)
-    return jnp.maximum(gain * image, 0)
+    scanner, model = p.operator.scanner, p.config.scanner.model
+
+    def solve(u):
+        image = xspace.reconstruct(scanner, u, width=width, model=model)
+        return jnp.maximum(gain * image, 0)
+
+    return solve
 
 
-def spectra(p: Problem, u) -> Array:
+def _spectra(p: Problem, u) -> Array:
     """Scaled voltages as the rows' right-hand sides, [B, M] complex."""
     scaled = u / p.operator.scale[None]
     return system_matrix.select_rows(physics.spectrum(scaled), p.keep)
 
 
-def run_kaczmarz(p: Problem, u, *, lam: float = 1e-2, iterations: int = 10):
+def kaczmarz_solver(p: Problem, lam: float = 1e-2, iterations: int = 10) -> Solver:
     """Regularised Kaczmarz on frequency rows, real and non-negative."""
-    c = kaczmarz.solve(p.rows, spectra(p, u), lam=lam, iterations=iterations)
-    return c.reshape(len(u), *p.operator.scanner.grid.shape)
+    options = {"lam": lam, "iterations": iterations}
+    return lambda u: _images(p, kaczmarz.solve(p.rows, _spectra(p, u), **options))
 
 
-def run_tikhonov(p: Problem, u, *, lam: float = 1e-4):
+def tikhonov_solver(p: Problem, lam: float = 1e-4) -> Solver:
     """Tikhonov images, negative values set to 0."""
-    c = variational.tikhonov(p.basis, u.reshape(len(u), -1), lam)
-    return jnp.maximum(c, 0).reshape(len(u), *p.operator.scanner.grid.shape)
+
+    def solve(u):
+        return _images(p, variational.tikhonov(p.basis, u.reshape(len(u), -1), lam))
+
+    return solve
 
 
-def run_nonnegative(p: Problem, u, *, iterations: int = 100):
+def nonnegative_solver(p: Problem, rho: float = 3e-4, iterations: int = 20) -> Solver:
     """Non-negative least squares, stopped early."""
-    flat = u.reshape(len(u), -1)
-    c = variational.nonnegative(p.basis, flat, iterations=iterations)
-    return c.reshape(len(u), *p.operator.scanner.grid.shape)
+    basis = variational.with_rho(p.basis, rho)
+
+    def solve(u):
+        flat = u.reshape(len(u), -1)
+        return _images(p, _nonnegative(basis, flat, iterations=iterations))
+
+    return solve
 
 
-CLASSICAL: dict[str, Callable] = {
-    "xspace": run_xspace,
-    "kaczmarz": run_kaczmarz,
-    "tikhonov": run_tikhonov,
-    "nonnegative": run_nonnegative,
+_nonnegative = jax.jit(variational.nonnegative, static_argnames="iterations")
+
+CLASSICAL: dict[str, Callable[..., Solver]] = {
+    "xspace": xspace_solver,
+    "kaczmarz": kaczmarz_solver,
+    "tikhonov": tikhonov_solver,
+    "nonnegative": nonnegative_solver,
 }
 
 
@@ -139,30 +159,33 @@ def tune(p: Problem, method: str, made: data.Examples) -> dict[str, Any]:
     if method == "kaczmarz":
         return _best(_kaczmarz_candidates(p, u), truth)
     if method == "xspace":
-        default = float(xspace.default_width(p.operator.scanner))
-        candidates = []
-        for factor in WIDTHS:
-            image = run_xspace(p, u, width=factor * default)
-            fitted = float(jnp.sum(image * truth) / jnp.sum(image**2))
-            # The gain of least squares, and smaller ones: blurred images do better dim.
-            for gain in (1.0, fitted, 0.75 * fitted, 0.5 * fitted):
-                settings = {"width": factor * default, "gain": gain}
-                candidates.append((settings, gain * image))
-        return _best(candidates, truth)
-    name, grid = (
-        ("lam", TIKHONOV_LAMS) if method == "tikhonov" else ("iterations", STEPS)
-    )
+        return _best(_xspace_candidates(p, u, truth), truth)
+    if method == "tikhonov":
+        grid = [{"lam": lam} for lam in TIKHONOV_LAMS]
+    else:
+        grid = [{"rho": rho, "iterations": n} for rho in RHOS for n in STEPS]
     run = CLASSICAL[method]
-    return _best((({name: v}, run(p, u, **{name: v})) for v in grid), truth)
+    return _best(((settings, run(p, **settings)(u)) for settings in grid), truth)
+
+
+def _xspace_candidates(p, u, truth):
+    default = float(xspace.default_width(p.operator.scanner))
+    for factor in WIDTHS:
+        image = xspace_solver(p, width=factor * default)(u)
+        fitted = float(jnp.sum(image * truth) / jnp.sum(image**2))
+        # The gain of least squares, and smaller ones: blurred images do better dim.
+        for gain in (1.0, fitted, 0.75 * fitted, 0.5 * fitted):
+            yield {"width": factor * default, "gain": gain}, gain * image
 
 
 def _kaczmarz_candidates(p, u):
-    right = spectra(p, u)
+    right = _spectra(p, u)
     for lam in KACZMARZ_LAMS:
-        iterates = kaczmarz.sweeps(p.rows, right, lam=lam, iterations=KACZMARZ_SWEEPS)
-        for n, c in enumerate(iterates, start=1):
-            image = c.reshape(len(u), *p.operator.scanner.grid.shape)
-            yield {"lam": lam, "iterations": n}, image
+        iterates = kaczmarz.sweeps(
+            p.rows, right, lam=lam, iterations=max(KACZMARZ_SWEEPS)
+        )
+        for n in KACZMARZ_SWEEPS:
+            yield {"lam": lam, "iterations": n}, _images(p, iterates[n - 1])
 
 
 def _best(candidates, truth) -> dict[str, Any]:
@@ -254,7 +277,7 @@ def run(
                 chosen["threshold"] = tune_threshold(jnp.concatenate(found), validation)
         else:
             chosen = tune(p, method, validation)
-            solver = partial(CLASSICAL[method], p, **chosen)
+            solver = CLASSICAL[method](p, **chosen)
             image = jnp.clip(solver(validation.voltage), 0, 1)
             chosen["threshold"] = tune_threshold(image, validation)
             solvers[method] = partial(_clipped, solver)

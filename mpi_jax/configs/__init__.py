@@ -53,7 +53,9 @@ class PhysicsConfig:
     """Singular vectors of the system matrix in use; 0: no classical images at all."""
     lams: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
     """Tikhonov parameters, relative to the largest singular value squared."""
-    iterations: int = 100
+    rho: float = 3e-4
+    """Penalty of the non-negative image's splitting, relative likewise."""
+    iterations: int = 20
     """Steps of the non-negative least squares image, which is also the base image."""
 
 

@@ -425,7 +425,7 @@ _tiny64 = replace(
 _demo32 = GeneratorConfig(
     image_size=32,
     channels=(64, 32, 16),
-    depths=(1, 1, 1),
+    depths=(1, 1, 0),
     heads=(4, 4, 2),
     windows=(8, 8, 4),
     stem_hidden=0,
@@ -438,7 +438,7 @@ _demo64 = replace(
     _demo32,
     image_size=64,
     channels=(64, 32, 16, 16),
-    depths=(1, 1, 1, 1),
+    depths=(1, 1, 1, 0),
     heads=(4, 4, 2, 2),
     windows=(8, 8, 4, 4),
 )
@@ -473,6 +473,6 @@ DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
     "df384": DiscriminatorConfig(width=384),
     "df96": DiscriminatorConfig(width=96),
     "df192_64": DiscriminatorConfig(image_size=64),
-    "df48_32": DiscriminatorConfig(image_size=32, width=48, depths=(1, 1, 1)),
-    "df48_64": DiscriminatorConfig(image_size=64, width=48, depths=(1, 1, 1)),
+    "df48_32": DiscriminatorConfig(image_size=32, width=48, depths=(0, 0, 1)),
+    "df48_64": DiscriminatorConfig(image_size=64, width=48, depths=(0, 0, 1)),
 }

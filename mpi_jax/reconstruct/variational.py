@@ -14,6 +14,7 @@ Symbols
     s      [k]      singular values over the largest, 1 = s_1 >= s_2 >= ...  [1]
     scale  []       largest singular value         [unit of S]
     lam    regularisation, relative to scale^2     [1]
+    rho    penalty of the splitting, likewise      [1]
 
 System matrices of Magnetic Particle Imaging have entries near 1e-10, whose squares and
 normal equations leave the range where float32 is comfortable: hence `scale` apart.
@@ -39,18 +40,39 @@ _RESOLVED = 1e-7
 class SpectralBasis:
     """Truncated singular value decomposition S ~ scale * U diag(s) V^T.
 
-    `normal` = V diag(s^2) V^T [P, P] is there when one product with it costs no more
-    than the two with V (P <= 2k), and None otherwise. Build it with `spectral_basis`.
+    `resolvent` = rho (V diag(s^2) V^T + rho I)^-1 [P, P] is there when one product with
+    it costs no more than the two with V (P <= 2k), and None otherwise. Build it with
+    `spectral_basis`, change rho with `with_rho`.
     """
 
     U: Float[Array, "*batch M k"]
     s: Float[Array, "*batch k"]
     V: Float[Array, "*batch P k"]
     scale: Float[Array, "*batch"]
-    normal: Float[Array, "*batch P P"] | None = None
+    rho: Float[Array, "*batch"]
+    resolvent: Float[Array, "*batch P P"] | None = None
 
 
-def spectral_basis(S: Float[Array | np.ndarray, "M P"], rank: int) -> SpectralBasis:
+def with_rho(basis: SpectralBasis, rho: float) -> SpectralBasis:
+    """The basis with another penalty for `nonnegative`; ValueError unless rho > 0.
+
+    Large rho: smooth early iterates, slow convergence; small rho: fast and noisy.
+    """
+    _expect(np.isfinite(rho) and rho > 0, "rho", "a number > 0", rho)
+    voxels, rank = basis.V.shape
+    resolvent = None
+    if voxels <= 2 * rank:
+        share = basis.s**2 / (basis.s**2 + rho)
+        resolvent = jnp.eye(voxels, dtype=basis.V.dtype) - _matmul(
+            basis.V * share[None], basis.V.T
+        )
+    rho = jnp.asarray(rho, basis.s.dtype)
+    return dataclasses.replace(basis, rho=rho, resolvent=resolvent)
+
+
+def spectral_basis(
+    S: Float[Array | np.ndarray, "M P"], rank: int, rho: float = 3e-4
+) -> SpectralBasis:
     """The `rank` largest singular triplets of a real S [M, P].
 
     In the precision of S, float64 only where JAX runs with x64.
@@ -92,12 +114,10 @@ def spectral_basis(S: Float[Array | np.ndarray, "M P"], rank: int) -> SpectralBa
     far = (matrix.T @ near if wide else matrix @ near) / values
     U, V = (near, far) if wide else (far, near)
     s = values / values[0]
-    normal = (V * s**2) @ V.T if S.shape[1] <= 2 * rank else None
     dtype = jax.dtypes.canonicalize_dtype(S.dtype)
-    fields = U, s, V, values[0] * peak, normal
-    return SpectralBasis(
-        *(None if field is None else jnp.asarray(field, dtype) for field in fields)
-    )
+    arrays = (U, s, V, np.asarray(values[0] * peak), np.asarray(rho))
+    basis = SpectralBasis(*(jnp.asarray(array, dtype) for array in arrays))
+    return with_rho(basis, rho)
 
 
 def project(
@@ -148,60 +168,46 @@ def nonnegative(
     u: Float[Array | np.ndarray, "*batch M"],
     *,
     iterations: int,
-    lam: float | np.floating | Float[Array, ""] = 0.0,
-    start: Float[Array | np.ndarray, "*batch P"] | None = None,
 ) -> Float[Array, "*batch P"]:
-    """Non-negative images: min over x >= 0 of ||S x - u||^2 + lam scale^2 ||x||^2.
+    """Non-negative images [..., P]: towards min over x >= 0 of ||S x - u||^2.
 
-    Accelerated projected gradient (Nesterov 1983; FISTA, Beck and Teboulle 2009) with
-    step 1 / (1 + lam), the inverse of the largest curvature, and momentum restarted
-    image by image when it points uphill (O'Donoghue and Candes 2015). S is the kept
-    rank, so that one step is two products with V [P, k], or one with [P, P].
+    ADMM (Boyd et al. 2011) with the splitting x = z >= 0, penalty rho scale^2 and
+    over-relaxation 1.6. Its linear step is exact in the singular basis, so that weak
+    singular values converge as fast as strong ones: projected gradient steps need some
+    thirty times as many iterations for the same image. Few iterations regularise (early
+    stopping); S is the kept rank.
 
     Args:
       u: measurements [..., M], unit as in `tikhonov`, result too.
-      iterations: number of steps, static. Few steps regularise (early stopping).
-      lam: >= 0, relative to the largest singular value squared.
-      start: first iterate [..., P], zero if None; e.g. `tikhonov(...)`, clipped here.
+      iterations: number of steps, static; each costs two products with V [P, k] or one
+        with the resolvent [P, P].
 
     Raises:
-      ValueError: on wrong shapes, iterations < 1, or a concrete lam that is negative or
-        not finite.
+      ValueError: on wrong shapes or iterations < 1.
     """
     iterations = _count("iterations", iterations)
-    lam = jnp.asarray(lam, basis.s.dtype)
-    _expect(lam.ndim == 0, "lam", "one number", f"shape {lam.shape}")
-    _check_lam(lam)
     coefficients = project(basis, u)
     batch, (P, k) = coefficients.shape[:-1], basis.V.shape
-    coefficients = coefficients.reshape(-1, k) / basis.scale
-    target = _matmul(coefficients * basis.s[None], basis.V.T)
-    if start is None:
-        x = jnp.zeros_like(target)
-    else:
-        x = jnp.maximum(jnp.asarray(start, target.dtype), 0)
-        _expect(x.shape == (*batch, P), "start", f"shape {(*batch, P)}", x.shape)
-        x = x.reshape(target.shape)
-    rate = 1 / (1 + lam)
+    coefficients = coefficients.reshape(-1, k) / basis.scale * basis.s[None]
+    target = _matmul(coefficients, basis.V.T)
 
-    def curvature(x):
-        if basis.normal is not None:
-            return _matmul(x, basis.normal)
-        return _matmul(_matmul(x, basis.V) * jnp.square(basis.s)[None], basis.V.T)
+    def resolve(x):
+        if basis.resolvent is not None:
+            return _matmul(x, basis.resolvent)
+        share = jnp.square(basis.s) / (jnp.square(basis.s) + basis.rho)
+        return x - _matmul(_matmul(x, basis.V) * share[None], basis.V.T)
+
+    fixed = resolve(target / basis.rho)
 
     def step(state, _):
-        x, ahead, time = state
-        gradient = curvature(ahead) - target + lam * ahead
-        moved = jnp.maximum(ahead - rate * gradient, 0)
-        uphill = jnp.sum((ahead - moved) * (moved - x), axis=-1, keepdims=True) > 0
-        time = jnp.where(uphill, 1, time)
-        later = (1 + jnp.sqrt(1 + 4 * jnp.square(time))) / 2
-        ahead = moved + (time - 1) / later * (moved - x)
-        return (moved, ahead, later), None
+        z, w = state
+        x = 1.6 * (fixed + resolve(z - w)) - 0.6 * z
+        z = jnp.maximum(x + w, 0)
+        return (z, w + x - z), None
 
-    time = jnp.ones_like(x[:, :1])
-    (x, _, _), _ = lax.scan(step, (x, x, time), length=iterations)
-    return x.reshape(*batch, P)
+    zero = jnp.zeros_like(target)
+    (z, _), _ = lax.scan(step, (zero, zero), length=iterations)
+    return z.reshape(*batch, P)
 
 
 def _matmul(a, b):

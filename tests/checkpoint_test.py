@@ -1,0 +1,56 @@
+"""Checkpoints and weights: whole or absent, and the right ones are kept."""
+
+import jax
+import numpy as np
+import pytest
+
+from mpi_jax import checkpoint
+
+
+def state(step):
+    return {"a": np.full((3, 2), step, np.float32), "b": {"n": np.int32(step)}}
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    with checkpoint.manager(tmp_path / "c") as store:
+        for step, psnr in enumerate([20.0, 25.0, 24.0, 10.0, 9.0]):
+            checkpoint.save(store, step, state(step), {"seed": 0}, psnr)
+        checkpoint.finish(store)
+        assert sorted(store.all_steps()) == [1, 3, 4]
+    with checkpoint.manager(tmp_path / "c") as store:
+        step, found = checkpoint.restore(store, state(0))
+        assert step == 4
+        jax.tree.map(np.testing.assert_array_equal, found, state(4))
+        assert checkpoint.restore(store, state(0), 1)[1]["b"]["n"] == 1
+
+
+def test_weights_round_trip(tmp_path):
+    params = {"dense": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
+    path = tmp_path / "weights.safetensors"
+    checkpoint.export_weights(path, params, {"step": 3, "name": "test"})
+    found, about = checkpoint.load_weights(path)
+    assert about == {"step": 3, "name": "test"}
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no parts left
+
+
+def test_failed_export_leaves_the_old_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    checkpoint.export_weights(path, {"a": np.ones(2)}, {"step": 1})
+    with pytest.raises(TypeError):
+        checkpoint.export_weights(path, {"a": np.ones(2)}, {"step": object()})
+    assert checkpoint.load_weights(path)[1] == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", None])
+def test_unreadable_weights(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    if content is None:  # cut short
+        checkpoint.export_weights(path, {"a": np.ones(1000)}, {})
+        content = path.read_bytes()[:500]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="can't be read"):
+        checkpoint.load_weights(path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load_weights(tmp_path / "none")

@@ -1,0 +1,275 @@
+"""The command line as a user meets it: results, one-line errors, kills, full disks."""
+
+import json
+import resource
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mpi_jax import checkpoint, cli, configs, report
+
+
+def bad(done, *words, code=2):
+    """A failed command: its code, and one line on stderr that says what was wrong."""
+    lines = [n for n in done.stderr.splitlines() if n.startswith("mpi-jax:")]
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def weights(folder):
+    return checkpoint.load_weights(folder / "weights.safetensors")
+
+
+def test_training_leaves_everything(trained):
+    lines = [
+        json.loads(n) for n in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [n["step"] for n in lines if "mae" in n] == [2, 3, 4, 6]
+    assert all(n["images_per_second"] > 0 for n in lines if "mae" in n)
+    assert [n["step"] for n in lines if "validation_psnr" in n] == [3, 6]
+    params, about = weights(trained)
+    assert about["config"]["name"] == "test" and about["version"] and params
+    best = max(n.get("validation_psnr", 0) for n in lines)
+    assert about["validation_psnr"] == best
+
+
+def test_killed_and_resumed_is_bit_equal(trained, command, tmp_path):
+    """kill -9 after the first checkpoint; the resumed run ends with the same bits."""
+    folder = tmp_path / "run"
+    words = ("train", "--config", "test", "--workdir", folder)
+    process = command(*words, background=True)
+    until = time.monotonic() + 400
+    while not (folder / "checkpoints" / "3" / "commit_success.txt").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    bad(command(*words), "pass --resume")
+    done = command(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    with (
+        checkpoint.manager(folder / "checkpoints") as one,
+        checkpoint.manager(trained / "checkpoints") as other,
+    ):
+        ours = one.restore(6, args=_raw()).state
+        theirs = other.restore(6, args=_raw()).state
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, weights(folder)[0], weights(trained)[0])
+    steps = [json.loads(n)["step"] for n in (folder / "metrics.jsonl").open()]
+    assert steps == [json.loads(n)["step"] for n in (trained / "metrics.jsonl").open()]
+    again = command(*words, "--resume")
+    assert again.returncode == 0 and "done already" in again.stdout
+
+
+def _raw():
+    import orbax.checkpoint as ocp
+
+    return ocp.args.Composite(state=ocp.args.StandardRestore())
+
+
+def test_full_disk_while_saving(trained, command, tmp_path):
+    """Files can't grow beyond 100 kB: one line, and the run resumes when there is room."""
+    folder = tmp_path / "run"
+    words = ("train", "--config", "test", "--workdir", folder)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    # The cache of compiled programs may not be written then either: that only warns.
+    bad(command(*words, before=small_files), "no space left")
+    done = command(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    jax.tree.map(np.testing.assert_array_equal, weights(folder)[0], weights(trained)[0])
+
+
+def test_diverging_training_names_the_step(command, tmp_path):
+    folder = tmp_path / "run"
+    rate = ("--optimiser.learning-rate", "1e38", "--optimiser.warmup", "0")
+    done = command("train", "--config", "test", "--workdir", folder, *rate)
+    bad(done, "step 2", "not finite", "checkpoint", code=1)
+
+
+def test_evaluate_and_report(trained, command, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    done = command("evaluate", "--workdir", folder, "--num", "18")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(n) for n in (folder / "evaluation/metrics.jsonl").open()]
+    assert len(rows) == 5 * 7
+    every = {r["method"]: r for r in rows if r["family"] == "all"}
+    assert set(every) == set(cli.METHODS)
+    for method, row in every.items():
+        assert row["num"] == 18
+        assert row["psnr"]["mean"] >= row["pooled_psnr"] - 1e-4  # Jensen
+        parts = [r for r in rows if r["method"] == method and r["family"] != "all"]
+        mean = np.average(
+            [r["mse"]["mean"] for r in parts], weights=[r["num"] for r in parts]
+        )
+        np.testing.assert_allclose(mean, row["mse"]["mean"], rtol=1e-5)
+        assert row["segmentation"] == (
+            "predicted" if method == "transgan" else "thresholded"
+        )
+    # System-matrix methods know the physics; x-space blurs.
+    assert every["kaczmarz"]["psnr"]["mean"] > every["xspace"]["psnr"]["mean"] + 5
+    table = (folder / "report" / "table.md").read_text()
+    assert (
+        f"{every['kaczmarz']['psnr']['mean']:.2f}" in table
+        and "kaczmarz" in done.stdout.lower()
+    )
+    page = (folder / "report" / "report.html").read_text()
+    assert "data:image/png;base64" in page and "Dual-task TransGAN" in page
+    assert (folder / "report" / "figure2.png").stat().st_size > 20_000
+    bad(
+        command("evaluate", "--workdir", folder, "--methods", "magic"),
+        "magic",
+        "xspace",
+    )
+    bad(command("evaluate", "--workdir", folder, "--num", "3"), "num", "at least 6")
+
+
+def test_simulate_and_reconstruct(trained, command, tmp_path):
+    signals = tmp_path / "signals.npz"
+    done = command(
+        "simulate",
+        "--config",
+        "test",
+        "--num",
+        "7",
+        "--out",
+        signals,
+        "--system-matrix",
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(signals) as file:
+        stored = {n: file[n] for n in file.files}
+    assert stored["voltage"].shape == (7, 2, 1632)
+    assert list(stored["family"][:6]) == list(
+        ("bars", "rectangles", "triangles", "ellipses", "numbers", "vessels")
+    )
+    assert json.loads(str(stored["about"]))["config"]["name"] == "test"
+    found = {}
+    for method, *source in (
+        ("kaczmarz", "--config", "test", "--lam", "1e-3", "--iterations", "5"),
+        ("xspace", "--config", "test"),
+        ("tikhonov", "--system-matrix", signals),
+        ("nonnegative", "--run", trained),
+        ("transgan", "--run", trained),
+    ):
+        out = tmp_path / f"{method}.npz"
+        words = ("--method", method, "--measurement", signals, *source, "--out", out)
+        done = command("reconstruct", *words)
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as file:
+            found[method] = file["image"]
+            assert ("mask" in file.files) == (method == "transgan")
+        assert found[method].shape == (7, 32, 32)
+        assert out.with_suffix(".png").stat().st_size > 1000
+        assert "mean PSNR against the phantoms" in done.stdout
+    error = {m: np.mean((v - stored["image"]) ** 2) for m, v in found.items()}
+    assert error["kaczmarz"] < error["xspace"] and error["tikhonov"] < error["xspace"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Measurements that can't be used."""
+    folder = tmp_path_factory.mktemp("files")
+    good = np.ones((1, 2, 1632), np.float32)
+    np.savez(folder / "good.npz", voltage=good)
+    np.savez(folder / "short.npz", voltage=good[..., :1600])
+    np.savez(folder / "nan.npz", voltage=np.where(np.arange(1632) == 5, np.nan, good))
+    np.savez(folder / "other.npz", image=good)
+    np.savez(folder / "pickled.npz", voltage=np.array([{}], object))
+    content = (folder / "good.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(content[: len(content) // 2])
+    (folder / "text.npz").write_text("hello")
+    return folder
+
+
+def run_here(capsys, *arguments):
+    """cli.main in this process: for what fails before any work."""
+    code = cli.main([str(a) for a in arguments])
+    found = capsys.readouterr()
+    assert found.err.count("\n") == 1, found.err
+    return code, found.err
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("short", "expected [N, 2, 1632]"),
+        ("nan", "1 NaN or infinite"),
+        ("other", "missing voltage"),
+        ("pickled", "can't be read"),
+        ("cut", "can't be read"),
+        ("text", "can't be read"),
+        ("none", "No such file"),
+    ],
+)
+def test_unusable_measurements(files, capsys, tmp_path, name, words):
+    out = tmp_path / "out.npz"
+    code, line = run_here(
+        capsys, "reconstruct", "--method", "kaczmarz", "--config", "test",
+        "--measurement", files / f"{name}.npz", "--out", out,
+    )  # fmt: skip
+    assert code == 2 and words in line and not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("train --config medium --workdir {tmp}/w", "config: expected one of test"),
+        ("train --config test --workdir {tmp}/w --colour red", "colour"),
+        ("train --config test --workdir {tmp}/w --steps many", "many"),
+        ("train --config test --workdir {tmp}/w --steps 0", "steps"),
+        ("simulate --config test --num 0 --out {tmp}/a.npz", "num >= 1"),
+        ("simulate --config test --split exam --out {tmp}/a.npz", "--split"),
+        ("simulate --config test --out {tmp}/a.mat", "ends in .npz"),
+        ("simulate --config test --out {tmp}/no/a.npz", "doesn't exist"),
+        ("evaluate --workdir {tmp}", "no config.json"),
+        ("report --workdir {tmp}/none", "none"),
+        ("reconstruct --method magic --config test --measurement a --out b.npz", "magic"),
+        ("reconstruct --method xspace --lam 1 --config test --measurement a --out b.npz", "--lam"),
+        ("reconstruct --method transgan --config test --measurement {files}/good.npz --out {tmp}/b.npz", "--run"),
+        ("reconstruct --method transgan --run {tmp} --measurement {files}/good.npz --out {tmp}/b.npz", "config.json"),
+        ("fly", "invalid choice"),
+        ("report", "--workdir"),
+        ("simulate --config test --out a.npz --loud", "--loud"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(files, capsys, tmp_path, arguments, words):
+    filled = arguments.format(tmp=tmp_path, files=files).split()
+    code, line = run_here(capsys, *filled)
+    assert code == 2 and words in line, line
+    assert not list(tmp_path.glob("w/*"))
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "simulate", "reconstruct", "train", "evaluate", "report"]
+)
+def test_help(capsys, verb):
+    assert cli.main([verb, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--workdir" in text or "--out" in text
+    if verb == "train":
+        assert "--data.batch-size" in text and "128 x 128" in text
+
+
+def test_overrides():
+    config = cli._override(
+        configs.get("test"), "--data.batch-size 8 --optimiser.ema 0.5".split()
+    )
+    assert config.data.batch_size == 8 and config.optimiser.ema == 0.5
+    assert config.physics == configs.get("test").physics
+
+
+def test_report_of_a_run_under_way(trained, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained / "config.json", folder)
+    shutil.copy(trained / "metrics.jsonl", folder)
+    assert "training" in report.write(folder).read_text().lower()

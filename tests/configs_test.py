@@ -1,0 +1,56 @@
+"""Configs: every name opens, survives JSON, and fits its own networks."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mpi_jax import configs, data, train
+
+
+@pytest.mark.parametrize("name", configs.CONFIGS)
+def test_round_trip_and_fit(name):
+    config = configs.get(name)
+    assert config.name == name
+    again = configs.from_dict(json.loads(json.dumps(configs.to_dict(config))))
+    assert again == config
+    scanner = data.make_scanner(config)
+    model = train.make_networks(config)
+    assert model.generator.config.image_size == scanner.grid.shape[0]
+    assert model.generator.config.input_size == scanner.channels * scanner.samples
+    train.make_optimisers(config.optimiser, config.steps)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="config: expected one of test, small"):
+        configs.get("medium")
+    good = configs.to_dict(configs.get("test"))
+    with pytest.raises(ValueError, match=r"config: .*unknown: \['colour'\]"):
+        configs.from_dict({**good, "colour": 1})
+    with pytest.raises(ValueError, match="missing: \\['steps'\\]"):
+        configs.from_dict({k: v for k, v in good.items() if k != "steps"})
+    with pytest.raises(ValueError, match="config.loss"):
+        configs.from_dict({**good, "loss": 3})
+
+
+@pytest.mark.parametrize(
+    "part, change, words",
+    [
+        ("scanner", {"preset": "mri"}, "scanner.preset: expected one of paper"),
+        ("scanner", {"model": "debye"}, "model: expected one of"),
+        ("scanner", {"pixels": 64}, "scanner.pixels is 64"),
+        ("loss", {"kind": "hinge"}, "loss.kind: expected bce or wgangp"),
+        ("loss", {"mae": -1.0}, "loss.mae: expected a number >= 0"),
+        ("physics", {"rank": 0}, "classical images"),
+        ("optimiser", {"schedule": "steps"}, "optimiser.schedule"),
+        ("optimiser", {"warmup": 6}, "optimiser.warmup: expected 0 to 5"),
+    ],
+)
+def test_settings_that_do_not_fit(part, change, words):
+    config = configs.get("test")
+    changed = dataclasses.replace(getattr(config, part), **change)
+    config = dataclasses.replace(config, **{part: changed})
+    with pytest.raises(ValueError, match=words):
+        data.make_scanner(config)
+        train.make_networks(config)
+        train.make_optimisers(config.optimiser, config.steps)

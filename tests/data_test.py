@@ -1,0 +1,93 @@
+"""Examples are functions of their index; inputs are what the modules say they are."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpi_jax import configs, data, phantoms, physics, scanner
+from mpi_jax.reconstruct import variational
+
+SIZE = 6
+
+
+@pytest.fixture(scope="module")
+def operator():
+    config = configs.get("test")
+    small = dataclasses.replace(config.data, batch_size=SIZE)
+    return data.build(dataclasses.replace(config, data=small))
+
+
+def test_examples_are_what_they_claim(operator):
+    """Voltage against the matrix-free physics of the phantoms, at the promised SNR."""
+    made = data.draw(operator, "test", 12, SIZE, 40.0)
+    images, masks, families = phantoms.batch("test", 12, SIZE, operator.scanner.grid)
+    np.testing.assert_allclose(made.image, images, atol=1e-6)
+    np.testing.assert_array_equal(made.mask, masks)
+    np.testing.assert_array_equal(made.family, families)
+    u = np.asarray(physics.voltage(operator.scanner, images))
+    noise = np.asarray(made.voltage) - u
+    snr = 10 * np.log10(np.mean(u**2, (1, 2)) / np.mean(noise**2, (1, 2)))
+    np.testing.assert_allclose(snr, 40.0, atol=0.5)
+
+
+def test_an_example_depends_on_its_index_alone(operator):
+    first = data.draw(operator, "train", 0, SIZE, (20.0, 60.0), jax.random.key(3))
+    later = data.draw(operator, "train", 4, SIZE, (20.0, 60.0), jax.random.key(3))
+    for a, b in zip(first, later, strict=True):
+        np.testing.assert_array_equal(a[4:], b[:2])
+    other = data.draw(operator, "train", 0, SIZE, (20.0, 60.0), jax.random.key(4))
+    np.testing.assert_array_equal(other.image, first.image)
+    assert not np.array_equal(other.voltage, first.voltage)
+
+
+def test_infinite_snr_means_no_noise(operator):
+    made = data.draw(operator, "validation", 0, SIZE, np.inf)
+    u = physics.voltage(operator.scanner, made.image)
+    assert np.linalg.norm(made.voltage - u) < 1e-5 * np.linalg.norm(u)
+
+
+def test_inputs(operator):
+    made = data.draw(operator, "train", 0, SIZE, np.inf)
+    inputs = data.inputs(operator, made.voltage)
+    assert inputs.signal.shape == (SIZE, 3264)
+    # One number a channel: about unit size, and concentration survives.
+    assert 0.3 < np.std(inputs.signal) < 3
+    double = data.inputs(operator, 2 * made.voltage)
+    np.testing.assert_allclose(double.signal, 2 * inputs.signal, rtol=1e-6)
+    assert inputs.features.shape == (SIZE, 32, 32, 5)
+    flat = made.voltage.reshape(SIZE, -1)
+    for k, lam in enumerate(np.asarray(operator.lams)):
+        image = variational.tikhonov(operator.basis, flat, float(lam))
+        expected = image.reshape(SIZE, 32, 32)
+        np.testing.assert_allclose(inputs.features[..., k], expected, atol=1e-4)
+    np.testing.assert_array_equal(inputs.features[..., 4], inputs.base)
+    assert inputs.base.min() >= 0
+
+
+def test_without_physics_only_the_signal(operator):
+    plain = dataclasses.replace(operator, basis=None)
+    inputs = data.inputs(plain, jnp.ones((2, 2, 1632)))
+    assert inputs.features is None and inputs.base is None
+
+
+@pytest.mark.parametrize("shape", [(2, 1632), (3264,), (5, 2, 1632), (5, 3264)])
+def test_voltages_in_any_layout(shape):
+    u = data.check_voltage(scanner.paper(8), np.ones(shape))
+    assert u.shape[1:] == (2, 1632) and u.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "voltage, words",
+    [
+        (np.ones((2, 1633)), r"expected \[N, 2, 1632\] or \[N, 3264\]"),
+        (np.full((2, 1632), np.nan), "3264 NaN"),
+        (np.ones((2, 1632), complex), "real numbers"),
+        (np.ones((2, 1632), int), "real numbers"),
+    ],
+)
+def test_bad_voltages(voltage, words):
+    with pytest.raises(ValueError, match=words):
+        data.check_voltage(scanner.paper(8), voltage)
