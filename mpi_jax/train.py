@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 import mpi_jax
 from mpi_jax import checkpoint, configs, data, losses, metrics
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 class TrainState:
     """Everything a step changes. average: moving average of the generator."""
 
-    step: Int[Array, ""]
+    step: Any  # number of steps done
     generator: Any
     discriminator: Any
     average: Any
@@ -259,7 +259,7 @@ def train_step(
     # Early steps count more than a fixed decay would let them.
     decay = jnp.minimum(tx.ema, (1 + state.step) / (10 + state.step))
     average = optax.incremental_update(generator, state.average, 1 - decay)
-    norm = optax.global_norm(slopes)
+    norm = optax.tree.norm(slopes)
     values["gradient_norm"] = norm
     total = sum(jnp.sum(v) for v in values.values())
     values["finite"] = jnp.isfinite(total).astype(jnp.float32)

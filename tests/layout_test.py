@@ -62,7 +62,7 @@ def modules():
 
 
 @pytest.mark.parametrize(
-    "name, path", modules(), ids=lambda x: str(getattr(x, "name", x))
+    "name, path", list(modules()), ids=lambda x: str(getattr(x, "name", x))
 )
 def test_imports_flow_one_way(name, path):
     for module, _ in imports(path):

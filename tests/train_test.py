@@ -56,8 +56,10 @@ def test_generator_loss_and_update_are_the_formula():
     model = networks(adversarial=0.0)
     state, tx = start(model, OptimiserConfig(learning_rate=1e-3, clip=1e9))
     made = batch()
-    new, values = train.train_step(state, made, jax.random.key(0), model=model, tx=tx)
+    step = jax.jit(lambda s, b, k: train.train_step(s, b, k, model=model, tx=tx))
+    new, values = step(state, made, jax.random.key(0))
 
+    @jax.jit
     def loss(params):
         out = model.generator.apply({"params": params}, *made.inputs)
         p = 1 / (1 + jnp.exp(-out.segmentation))
@@ -115,8 +117,8 @@ def test_eight_devices_equal_one():
         discriminator_optimiser=sgd.init(state.discriminator),
     )
     made, key = batch(), jax.random.key(0)
-    single, expected = train.train_step(state, made, key, model=model, tx=tx)
-    expected = jax.device_get((single, expected))
+    one = jax.jit(lambda s, b, k: train.train_step(s, b, k, model=model, tx=tx))
+    expected = jax.device_get(one(state, made, key))
 
     def step(state, part, key):
         return train.train_step(state, part, key, model=model, tx=tx, axis_name="data")

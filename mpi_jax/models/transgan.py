@@ -453,6 +453,9 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "tg128_dual_split64": replace(_dual, split_at=64),
     "tg128_dual_linear_stem": replace(_dual, stem_hidden=None),
     "tg128_dual_layernorm": replace(_dual, norm="layer"),
+    "tg128_dual_physics": replace(
+        _dual, features=5, base=True, local_channels=32, local_blocks=4
+    ),
     "budget128_dual": _budget,
     "budget128_single": replace(_budget, tasks=("recon",)),
     "budget128_single_matched": replace(
