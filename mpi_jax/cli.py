@@ -357,7 +357,7 @@ def _reconstruct(options) -> None:
                 )
             config, generator, params = evaluate.load_network(options.folder)
             operator = data.build(config)
-            out = train.predict(generator, params, train.inputs(operator, voltage))
+            out = train.predict(generator, params, operator, jnp.asarray(voltage))
             image, mask = out.reconstruction, out.segmentation
             mask = None if mask is None else np.asarray(mask > 0, np.uint8)
         else:

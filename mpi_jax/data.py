@@ -43,6 +43,7 @@ class Operator:
     basis: variational.SpectralBasis | None
     lams: Float[Array, " L"]
     iterations: int = dataclasses.field(metadata={"static": True})
+    refine: int = dataclasses.field(metadata={"static": True})
 
 
 class Examples(NamedTuple):
@@ -94,6 +95,7 @@ def build(config: Config) -> Operator:
         basis=basis,
         lams=jnp.asarray(config.physics.lams, jnp.float32),
         iterations=config.physics.iterations,
+        refine=config.physics.refine,
     )
     size = config.data.batch_size
     starts = range(0, max(_SCALE_IMAGES, size), size)
@@ -142,6 +144,25 @@ def inputs(operator: Operator, voltage: Float[Array, "B C V"]) -> Inputs:
     ).reshape(shape)
     images = jnp.moveaxis(tikhonov.reshape(shape[0], -1, *shape[1:]), 1, -1)
     return Inputs(signal, jnp.concatenate([images, base[..., None]], -1), base)
+
+
+def refine(
+    operator: Operator, voltage: Float[Array, "B C V"], image: Float[Array, "B ny nx"]
+) -> Float[Array, "B ny nx"]:
+    """A network's images, made consistent with the measured voltages.
+
+    A few steps towards the non-negative image that explains them, from the network's:
+    strong singular values are set by the measurement, weak ones by the network.
+    """
+    if operator.basis is None or not operator.refine:
+        return image
+    count = len(voltage)
+    return variational.nonnegative(
+        operator.basis,
+        voltage.reshape(count, -1),
+        iterations=operator.refine,
+        start=image.reshape(count, -1),
+    ).reshape(image.shape)
 
 
 # Noise of everything but training: one for all seeds, so that runs compare.

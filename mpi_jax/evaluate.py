@@ -50,7 +50,7 @@ LABELS = {
 METHODS = tuple(LABELS)
 
 # Grids that the settings are chosen from.
-KACZMARZ_LAMS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+KACZMARZ_LAMS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 KACZMARZ_SWEEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 TIKHONOV_LAMS = tuple(10.0 ** (-k / 2) for k in range(2, 13))
 RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -158,7 +158,7 @@ def tune(p: Problem, method: str, made: data.Examples) -> dict[str, Any]:
     """Settings of a classical method with the best mean PSNR on these examples."""
     u, truth = made.voltage, made.image
     if method == "kaczmarz":
-        return _best(_kaczmarz_candidates(p, u), truth)
+        return _best(_kaczmarz_candidates(p, u, truth), truth)
     if method == "xspace":
         return _best(_xspace_candidates(p, u, truth), truth)
     if method == "tikhonov":
@@ -179,14 +179,24 @@ def _xspace_candidates(p, u, truth):
             yield {"width": factor * default, "gain": gain}, gain * image
 
 
-def _kaczmarz_candidates(p, u):
+def _kaczmarz_candidates(p, u, truth):
+    """Every lam for a few sweeps, then the best and the one below for all of them.
+
+    More sweeps need less regularisation, so that the best lam moves down, not up.
+    """
     right = _spectra(p, u)
-    for lam in KACZMARZ_LAMS:
-        iterates = kaczmarz.sweeps(
-            p.rows, right, lam=lam, iterations=max(KACZMARZ_SWEEPS)
-        )
+
+    def run(lam, most):
+        iterates = kaczmarz.sweeps(p.rows, right, lam=lam, iterations=most)
         for n in KACZMARZ_SWEEPS:
-            yield {"lam": lam, "iterations": n}, _images(p, iterates[n - 1])
+            if n <= most:
+                yield {"lam": lam, "iterations": n}, _images(p, iterates[n - 1])
+
+    short = [c for lam in KACZMARZ_LAMS for c in run(lam, 20)]
+    yield from short
+    best = KACZMARZ_LAMS.index(_best(short, truth)["lam"])
+    for lam in KACZMARZ_LAMS[max(best - 1, 0) : best + 1]:
+        yield from run(lam, max(KACZMARZ_SWEEPS))
 
 
 def _best(candidates, truth) -> dict[str, Any]:
@@ -267,7 +277,8 @@ def run(
         tell("tune", n, len(methods), {})
         if method == "transgan":
             _, generator, params = load_network(workdir)
-            solvers[method], chosen = partial(_network, generator, params, operator), {}
+            solvers[method] = partial(_network, generator, params, operator)
+            chosen = {"refine": operator.refine} if operator.refine else {}
             image, logit = solvers[method](validation.voltage)
             if logit is None:
                 chosen["threshold"] = tune_threshold(image, validation)
@@ -355,7 +366,7 @@ def label(method: str, config: Config) -> str:
 
 
 def _network(generator, params, operator, u):
-    out = train.predict(generator, params, train.inputs(operator, u))
+    out = train.predict(generator, params, operator, u)
     return out.reconstruction, out.segmentation
 
 

@@ -304,11 +304,15 @@ def make_batch(operator: data.Operator, made: data.Examples) -> Batch:
 
 @partial(jax.jit, static_argnames="generator")
 def predict(
-    generator: transgan.Generator, params: Any, inputs: data.Inputs
+    generator: transgan.Generator,
+    params: Any,
+    operator: data.Operator,
+    voltage: Float[Array, "B C V"],
 ) -> transgan.Images:
-    """Reconstruction clipped to [0, 1] and segmentation logit (or None)."""
-    out = generator.apply({"params": params}, *inputs)
-    return out._replace(reconstruction=jnp.clip(out.reconstruction, 0, 1))
+    """Reconstruction, refined and clipped to [0, 1], and segmentation logit (or None)."""
+    out = generator.apply({"params": params}, *data.inputs(operator, voltage))
+    image = data.refine(operator, voltage, out.reconstruction)
+    return out._replace(reconstruction=jnp.clip(image, 0, 1))
 
 
 def validate(config: Config, operator: data.Operator, generator, params) -> dict:
@@ -316,7 +320,7 @@ def validate(config: Config, operator: data.Operator, generator, params) -> dict
     size, found = config.data.batch_size, []  # the size that is compiled already
     for start in range(0, config.validation_images, size):
         made = data.draw(operator, "validation", start, size, config.data.test_snr_db)
-        out = predict(generator, params, inputs(operator, made.voltage))
+        out = predict(generator, params, operator, made.voltage)
         mask = out.reconstruction > 0.5
         if out.segmentation is not None:
             mask = out.segmentation > 0
@@ -327,9 +331,6 @@ def validate(config: Config, operator: data.Operator, generator, params) -> dict
         f"validation_{name}": float(np.mean([np.mean(f[name]) for f in found]))
         for name in ("psnr", "ssim", "dice")
     }
-
-
-inputs = jax.jit(data.inputs)
 
 
 def run(

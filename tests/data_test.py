@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import configs, data, phantoms, physics, scanner
+from mpi_jax import configs, data, phantoms, physics, scanner, system_matrix
 from mpi_jax.reconstruct import variational
 
 SIZE = 6
@@ -65,6 +65,21 @@ def test_inputs(operator):
         np.testing.assert_allclose(inputs.features[..., k], expected, atol=1e-4)
     np.testing.assert_array_equal(inputs.features[..., 4], inputs.base)
     assert inputs.base.min() >= 0
+
+
+def test_refine_moves_towards_the_measurement(operator):
+    made = data.draw(operator, "test", 0, SIZE, np.inf)
+    start = jnp.full_like(made.image, 0.1)
+    scale = operator.scale[None]
+
+    def residual(image):
+        u = system_matrix.forward(operator.matrix, image)
+        return np.linalg.norm((u - made.voltage) / scale)
+
+    refined = data.refine(dataclasses.replace(operator, refine=5), made.voltage, start)
+    assert residual(refined) < 0.5 * residual(start) and refined.min() >= 0
+    kept = data.refine(dataclasses.replace(operator, refine=0), made.voltage, start)
+    np.testing.assert_array_equal(kept, start)
 
 
 def test_without_physics_only_the_signal(operator):

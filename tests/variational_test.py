@@ -120,6 +120,18 @@ def test_nonnegative_meets_the_optimality_conditions(x64):
     np.testing.assert_allclose(x * gradient, 0, atol=5e-6)  # nor by shrinking
 
 
+def test_start_is_where_it_starts(x64):
+    """From the solution nothing moves but the dual variable; a bad start is forgotten."""
+    S, u = system()
+    basis = variational.spectral_basis(S, 24, 1e-2)
+    exact = nnls(S, u)
+    one = variational.nonnegative(basis, u, iterations=1, start=exact)
+    cold = variational.nonnegative(basis, u, iterations=1)
+    assert np.linalg.norm(one - exact) < 0.2 * np.linalg.norm(cold - exact)
+    far = variational.nonnegative(basis, u, iterations=4000, start=exact + 1)
+    np.testing.assert_allclose(far, exact, atol=1e-7)
+
+
 def test_resolvent_is_the_inverse(x64):
     S, _ = system()
     basis = variational.with_rho(variational.spectral_basis(S, 24), 0.05)
@@ -207,6 +219,7 @@ def test_solvers_reject():
             lambda: nonnegative(basis, u, iterations=0),
             lambda: nonnegative(basis, u, iterations=True),
         ],
+        "start": [lambda: nonnegative(basis, u, iterations=1, start=u[0])],
         "rho": [
             lambda: variational.with_rho(basis, 0.0),
             lambda: variational.with_rho(basis, np.nan),

@@ -57,6 +57,9 @@ class PhysicsConfig:
     """Penalty of the non-negative image's splitting, relative likewise."""
     iterations: int = 20
     """Steps of the non-negative least squares image, which is also the base image."""
+    refine: int = 0
+    """Steps of the same solver after training, from the network's image: they repair
+    what contradicts the measurement. 0: the network's image as it is."""
 
 
 @dataclasses.dataclass(frozen=True)

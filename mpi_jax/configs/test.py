@@ -9,7 +9,7 @@ CONFIG = dataclasses.replace(
     name="test",
     steps=6,
     data=DataConfig(batch_size=16, snr_db=(40.0, 40.0)),
-    physics=PhysicsConfig(rank=64, iterations=5),
+    physics=PhysicsConfig(rank=64, iterations=5, refine=2),
     optimiser=dataclasses.replace(small.CONFIG.optimiser, warmup=2),
     log_every=2,
     checkpoint_every=3,

@@ -168,6 +168,7 @@ def nonnegative(
     u: Float[Array | np.ndarray, "*batch M"],
     *,
     iterations: int,
+    start: Float[Array | np.ndarray, "*batch P"] | None = None,
 ) -> Float[Array, "*batch P"]:
     """Non-negative images [..., P]: towards min over x >= 0 of ||S x - u||^2.
 
@@ -181,6 +182,8 @@ def nonnegative(
       u: measurements [..., M], unit as in `tikhonov`, result too.
       iterations: number of steps, static; each costs two products with V [P, k] or one
         with the resolvent [P, P].
+      start: first z [..., P], zero if None. From a good image few iterations repair
+        what contradicts the measurement and keep the rest.
 
     Raises:
       ValueError: on wrong shapes or iterations < 1.
@@ -205,8 +208,12 @@ def nonnegative(
         z = jnp.maximum(x + w, 0)
         return (z, w + x - z), None
 
-    zero = jnp.zeros_like(target)
-    (z, _), _ = lax.scan(step, (zero, zero), length=iterations)
+    zero = z = jnp.zeros_like(target)
+    if start is not None:
+        good = start.shape == (*batch, P)
+        _expect(good, "start", f"shape {(*batch, P)}", f"shape {start.shape}")
+        z = jnp.maximum(jnp.asarray(start, target.dtype), 0).reshape(target.shape)
+    (z, _), _ = lax.scan(step, (z, zero), length=iterations)
     return z.reshape(*batch, P)
 
 
