@@ -72,7 +72,10 @@ def main() -> None:
     reference = numpy_matrix(s)
     error = np.linalg.norm(matrix - reference) / np.linalg.norm(reference)
     found = medians(
-        {"mpi_jax": lambda: system_matrix.simulate(s), "numpy": lambda: numpy_matrix(s)},
+        {
+            "mpi_jax": lambda: system_matrix.simulate(s),
+            "numpy": lambda: numpy_matrix(s),
+        },
         {"mpi_jax": 5, "numpy": 3},
     )
     tell("system matrix 3264 x 16384, tensor, float32", found, "mpi_jax", float(error))

@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def manager(folder: Path):
     The policy is explicit because the older options (max_to_keep with best_fn) delete
     the newest step when it isn't among the best.
     """
-    # Orbax tells every step of every save at warning level.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax tells every step of every save, and errors that are raised anyway.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(
@@ -48,8 +49,14 @@ def manager(folder: Path):
 
 def save(manager, step: int, state: Any, config: dict, psnr: float) -> None:
     """Start writing a checkpoint; the state is copied first, the disk comes later."""
+    state = jax.device_get(state)
+    # Orbax finds a full disk in background threads, and each prints its own story.
+    folder = Path(manager.directory)
+    needed = 2 * sum(np.asarray(a).nbytes for a in jax.tree.leaves(state)) + 2**20
+    if shutil.disk_usage(folder).free < needed:
+        raise _full(folder)
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(jax.device_get(state)),
+        state=ocp.args.StandardSave(state),
         config=ocp.args.JsonSave(config),
     )
     manager.save(step, args=args, metrics={"psnr": float(psnr)}, force=True)
@@ -82,10 +89,14 @@ def _disk_errors(folder):
         full = full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG)
         if not full:
             raise
-        raise OSError(
-            errno.ENOSPC,
-            f"no space left to save a checkpoint in {folder}; earlier ones are intact",
-        ) from error
+        raise _full(folder) from error
+
+
+def _full(folder) -> OSError:
+    return OSError(
+        errno.ENOSPC,
+        f"no space left to save a checkpoint in {folder}; earlier ones are intact",
+    )
 
 
 def export_weights(path: Path, params: Any, metadata: dict) -> None:

@@ -24,6 +24,20 @@ def test_newest_and_best_are_kept(tmp_path):
         assert checkpoint.restore(store, state(0), 1)[1]["b"]["n"] == 1
 
 
+def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    with checkpoint.manager(tmp_path / "c") as store:
+        checkpoint.save(store, 1, state(1), {}, 1.0)
+        checkpoint.finish(store)
+    full = usage._replace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(OSError, match="no space left .* earlier ones are intact"):
+        with checkpoint.manager(tmp_path / "c") as store:
+            checkpoint.save(store, 2, state(2), {}, 2.0)
+    with checkpoint.manager(tmp_path / "c") as store:
+        assert checkpoint.restore(store, state(0))[0] == 1
+
+
 def test_weights_round_trip(tmp_path):
     params = {"dense": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
     path = tmp_path / "weights.safetensors"
