@@ -203,7 +203,7 @@ def run_here(capsys, *arguments):
     "name, words",
     [
         ("short", "expected [N, 2, 1632]"),
-        ("nan", "1 NaN or infinite"),
+        ("nan", "2 NaN or infinite"),
         ("other", "missing voltage"),
         ("pickled", "can't be read"),
         ("cut", "can't be read"),

@@ -476,6 +476,7 @@ DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
     "df384": DiscriminatorConfig(width=384),
     "df96": DiscriminatorConfig(width=96),
     "df192_64": DiscriminatorConfig(image_size=64),
+    "df96_32": DiscriminatorConfig(image_size=32, width=96),
     "df48_32": DiscriminatorConfig(image_size=32, width=48, depths=(0, 0, 1)),
     "df48_64": DiscriminatorConfig(image_size=64, width=48, depths=(0, 0, 1)),
 }
