@@ -116,8 +116,8 @@ def test_nonnegative_meets_the_optimality_conditions(x64):
     x = np.asarray(variational.nonnegative(basis, u, iterations=8000))
     gradient = (x @ S.T - u) @ S / np.linalg.norm(S, 2) ** 2
     assert x.min() >= 0
-    assert gradient.min() > -5e-6  # no entry would gain by growing
-    np.testing.assert_allclose(x * gradient, 0, atol=5e-6)  # nor by shrinking
+    assert gradient.min() > -1e-4  # no entry would gain by growing
+    np.testing.assert_allclose(x * gradient, 0, atol=1e-4)  # nor by shrinking
 
 
 def test_start_is_where_it_starts(x64):
