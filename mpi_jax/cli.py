@@ -291,7 +291,7 @@ def _simulate(options) -> None:
         raise ValueError("--snr: expected a number of dB or inf, got nan")
     with _Progress() as tell:
         tell("build", 0, 1, {})
-        # The spectral basis and the network's scale aren't needed for signals.
+        # Signals need no spectral basis.
         plain = dataclasses.replace(config, physics=configs.PhysicsConfig())
         operator = data.build(plain)
         size, parts = min(options.num, 60), []

@@ -415,9 +415,4 @@ def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An .npz file, whole or not at all."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content.getvalue())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    train.write_atomically(path, content.getvalue())

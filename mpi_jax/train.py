@@ -362,7 +362,6 @@ def run(
     noise, _, steps_key = jax.random.split(key, 3)
     # The default generator takes a minute to compile for some hundred parameters.
     fresh = jax.random.key(config.seed, impl="unsafe_rbg")
-    snr = config.data.snr_db
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
     def examples(start):
@@ -487,11 +486,11 @@ def _keep_lines(path: Path, step: int) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """The whole file or none of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
