@@ -291,9 +291,7 @@ def _simulate(options) -> None:
         raise ValueError("--snr: expected a number of dB or inf, got nan")
     with _Progress() as tell:
         tell("build", 0, 1, {})
-        # Signals need no spectral basis.
-        plain = dataclasses.replace(config, physics=configs.PhysicsConfig())
-        operator = data.build(plain)
+        operator = data.simulator(config)
         size, parts = min(options.num, 60), []
         for start in range(0, options.num, size):
             made = data.draw(operator, options.split, options.start + start, size, snr)

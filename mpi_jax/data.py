@@ -79,24 +79,29 @@ def make_scanner(config: Config) -> scanner.Scanner:
     return PRESETS[settings.preset](settings.pixels)
 
 
-def build(config: Config) -> Operator:
-    """Simulate the calibration of a config's scanner and decompose it."""
+def simulator(config: Config) -> Operator:
+    """What examples need: the calibration of a config's scanner. Scale 1, no basis."""
     made = make_scanner(config)
-    matrix = system_matrix.simulate(made, config.scanner.model)
-    rank = config.physics.rank
-    basis = None
-    if rank:
-        flat = matrix.reshape(-1, made.grid.size)
-        basis = variational.spectral_basis(flat, rank, config.physics.rho)
-    operator = Operator(
+    return Operator(
         scanner=made,
-        matrix=matrix,
+        matrix=system_matrix.simulate(made, config.scanner.model),
         scale=jnp.ones((made.channels, 1)),
-        basis=basis,
+        basis=None,
         lams=jnp.asarray(config.physics.lams, jnp.float32),
         iterations=config.physics.iterations,
         refine=config.physics.refine,
     )
+
+
+def build(config: Config) -> Operator:
+    """What training needs: the simulator, its matrix decomposed, its signals scaled."""
+    operator = simulator(config)
+    if config.physics.rank:
+        flat = operator.matrix.reshape(-1, operator.scanner.grid.size)
+        basis = variational.spectral_basis(
+            flat, config.physics.rank, config.physics.rho
+        )
+        operator = dataclasses.replace(operator, basis=basis)
     size = config.data.batch_size
     starts = range(0, max(_SCALE_IMAGES, size), size)
     u = [draw(operator, "train", i, size, np.inf).voltage for i in starts]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -154,8 +155,10 @@ CLASSICAL: dict[str, Callable[..., Solver]] = {
 # --- Choosing settings on validation images
 
 
-def tune(p: Problem, method: str, made: data.Examples) -> dict[str, Any]:
-    """Settings of a classical method with the best mean PSNR on these examples."""
+def tune(p: Problem, method: str, made: data.Examples) -> tuple[dict[str, Any], Images]:
+    """Settings of a classical method with the best mean PSNR on these examples, and the
+    images that they make of them.
+    """
     u, truth = made.voltage, made.image
     if method == "kaczmarz":
         return _best(_kaczmarz_candidates(p, u, truth), truth)
@@ -194,17 +197,19 @@ def _kaczmarz_candidates(p, u, truth):
 
     short = [c for lam in KACZMARZ_LAMS for c in run(lam, 20)]
     yield from short
-    best = KACZMARZ_LAMS.index(_best(short, truth)["lam"])
+    best = KACZMARZ_LAMS.index(_best(short, truth)[0]["lam"])
     for lam in KACZMARZ_LAMS[max(best - 1, 0) : best + 1]:
         yield from run(lam, max(KACZMARZ_SWEEPS))
 
 
-def _best(candidates, truth) -> dict[str, Any]:
-    scored = [
-        (float(jnp.mean(metrics.psnr(jnp.clip(image, 0, 1), truth, 1.0))), n, settings)
-        for n, (settings, image) in enumerate(candidates)
-    ]
-    return max(scored)[2]
+def _best(candidates, truth) -> tuple[dict[str, Any], Images]:
+    best, found = -math.inf, None
+    for settings, image in candidates:
+        image = jnp.clip(image, 0, 1)
+        psnr = float(jnp.mean(metrics.psnr(image, truth, 1.0)))
+        if psnr > best:
+            best, found = psnr, (settings, image)
+    return found
 
 
 def threshold(image: Images, fraction: float) -> Array:
@@ -283,11 +288,9 @@ def run(
             if logit is None:
                 chosen["threshold"] = tune_threshold(image, validation)
         else:
-            chosen = tune(p, method, validation)
-            solver = CLASSICAL[method](p, **chosen)
-            image = jnp.clip(solver(validation.voltage), 0, 1)
+            chosen, image = tune(p, method, validation)
+            solvers[method] = partial(_clipped, CLASSICAL[method](p, **chosen))
             chosen["threshold"] = tune_threshold(image, validation)
-            solvers[method] = partial(_clipped, solver)
         settings[method] = chosen
     tell("tune", len(methods), len(methods), {})
 
@@ -299,12 +302,13 @@ def run(
         made = examples("test", start, min(chunk, num - start))
         families.append(np.asarray(made.family))
         for method, solver in solvers.items():
-            if start == 0:
+            if num <= chunk:
                 jax.block_until_ready(solver(made.voltage))  # compiles
             clock = time.perf_counter()
             image, logit = jax.block_until_ready(solver(made.voltage))
             taken = time.perf_counter() - clock
-            seconds[method].append(taken / len(made.voltage))
+            if start or num <= chunk:  # the first of many chunks compiles
+                seconds[method].append(taken / len(made.voltage))
             fraction = settings[method].get("threshold")
             mask = logit > 0 if fraction is None else threshold(image, fraction)
             found = metrics.measure(image, made.image, mask, made.mask, 1.0)
