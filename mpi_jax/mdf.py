@@ -454,7 +454,8 @@ def _parse(path) -> tuple[SimpleNamespace, list[str]]:
             _normalise(source, file)
         if not source.problems:
             source.problems += _contradictions(file)
-        file.notes = tuple(source.notes)
+        # Version 1 as a whole is one deviation.
+        file.notes = tuple(source.notes[:1] if source.v1 else source.notes)
     return file, source.problems
 
 
@@ -463,6 +464,7 @@ class _Source:
 
     def __init__(self, h5):
         self.h5, self.v1, self.problems, self.notes = h5, False, [], []
+        self.found = {}
 
     def problem(self, where, expected, found):
         self.problems.append(f"{where}: expected {expected}, found {found}")
@@ -471,17 +473,18 @@ class _Source:
         """(object, None), (None, None) where nothing is, or (None, what is wrong)."""
         import h5py
 
-        here = self.h5
-        for part in where.strip("/").split("/"):
-            if not isinstance(here, h5py.Group):
-                return None, None
-            link = here.get(part, getlink=True)
-            if link is None:
-                return None, None
-            if not isinstance(link, h5py.HardLink):
-                return None, "a soft or external link"
-            here = here[part]
-        return here, None
+        if where not in self.found:
+            parent, _, name = where.rstrip("/").rpartition("/")
+            group, wrong = self.get(parent) if parent else (self.h5, None)
+            found = None
+            if isinstance(group, h5py.Group):
+                link = group.get(name, getlink=True)
+                if isinstance(link, h5py.HardLink):
+                    found = group[name]
+                elif link is not None:
+                    wrong = "a soft or external link"
+            self.found[where] = found, wrong
+        return self.found[where]
 
     def has_group(self, where):
         import h5py
@@ -819,6 +822,16 @@ def _upgrade(file):
             calibration.snr = calibration.snr[None]
 
 
+def _expectations():
+    problems = []
+
+    def expect(fine, where, expected, found):
+        if not fine:
+            problems.append(f"{where}: expected {expected}, found {found}")
+
+    return problems, expect
+
+
 def _walk(file):
     """(group, class, place) of all groups that are there."""
     yield file, MDF, ""
@@ -830,16 +843,22 @@ def _walk(file):
 
 def _contradictions(file) -> list[str]:
     """What doesn't fit together in a header whose fields have the right types."""
-    problems = []
-
-    def expect(fine, where, expected, found):
-        if not fine:
-            problems.append(f"{where}: expected {expected}, found {found}")
-
+    problems, expect = _expectations()
     a, measurement, calibration = file.acquisition, file.measurement, file.calibration
     image = file.reconstruction
     sizes = {"3": 3, "2": 2}
     full = 0
+    # Counts first: whatever is measured by a wrong one would look wrong too.
+    for group, cls, where in _walk(file):
+        for field in dataclasses.fields(cls):
+            value, meta = getattr(group, field.name), field.metadata
+            if meta and value is None and not meta["optional"]:
+                expect(False, f"{where}/{meta['name']}", "a value", "none")
+            elif meta.get("count"):
+                path = f"{where}/{meta['name']}"
+                expect(1 <= value <= _COUNT, path, f"a count from 1 to {_COUNT}", value)
+    if problems:
+        return problems
     if a is not None:
         receiver, drive = a.receiver, a.drive_field
         full = receiver.samples // 2 + 1
@@ -854,17 +873,13 @@ def _contradictions(file) -> list[str]:
     for group, cls, where in _walk(file):
         for field in dataclasses.fields(cls):
             value, meta = getattr(group, field.name), field.metadata
-            if not meta or value is None and meta["optional"]:
+            if not meta or value is None:
                 continue
             path, letters = f"{where}/{meta['name']}", meta["shape"]
-            if value is None:
-                expect(False, path, "a value", "none")
-            elif meta.get("count"):
-                expect(1 <= value <= _COUNT, path, f"a count from 1 to {_COUNT}", value)
-            elif meta.get("positive"):
+            if meta.get("positive"):
                 fine = np.all(np.asarray(value) > 0)
                 expect(fine, path, "positive numbers", np.ravel(value)[:4].tolist())
-            if letters and value is not None:
+            if letters:
                 shape = np.shape(value)
                 if len(shape) == len(letters):
                     for letter, n in zip(letters, shape, strict=True):
@@ -913,12 +928,7 @@ def _contradictions(file) -> list[str]:
 
 
 def _measurement_contradictions(file, sizes, full) -> list[str]:
-    problems = []
-
-    def expect(fine, where, expected, found):
-        if not fine:
-            problems.append(f"{where}: expected {expected}, found {found}")
-
+    problems, expect = _expectations()
     m, data = file.measurement, file.data
     selection, order, kind = (
         m.frequency_selection,
@@ -941,6 +951,8 @@ def _measurement_contradictions(file, sizes, full) -> list[str]:
     kinds = "fiu" if data.is_pairs or not m.is_fourier_transformed else "c"
     name = "real numbers" if kinds == "fiu" else "complex numbers"
     expect(data.dtype.kind in kinds, data.dataset, name, data.dtype)
+    if problems:
+        return problems
     wanted = [sizes[axis] for axis in data.axes] + [2] * data.is_pairs
     if kind is None:
         shape = f"[{', '.join(data.axes)}] = {wanted}"
