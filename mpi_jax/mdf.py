@@ -40,7 +40,7 @@ from jaxtyping import Bool, Complex, Float, Int, Shaped
 VERSION = "2.1.0"
 _PIECE = 2**24  # bytes read or written at a time
 _HEADER = 2**27  # bytes of the largest header field
-_COUNT = 2**26  # largest credible count of frames, periods, samples, ...
+_COUNT = 2**24  # largest credible count of frames, periods, samples, ...
 # A compressed stream grows by 1032 at most, so a file can't hold more than this.
 _EXPANSION, _SMALL = 1032, 2**26
 _ORDERS = tuple("".join(p) for p in itertools.permutations("xyz"))
@@ -521,7 +521,8 @@ class _Source:
         dataset = self.dataset(where)
         if dataset is None:
             return None
-        if _nbytes(dataset.shape, dataset.dtype) > _HEADER:
+        limit = 2**22 + 16 * _EXPANSION * dataset.id.get_storage_size()
+        if _nbytes(dataset.shape, dataset.dtype) > min(_HEADER, limit):
             self.problem(where, "a header field", f"shape {list(dataset.shape)}")
             return None
         text = h5py.check_string_dtype(dataset.dtype) is not None
