@@ -431,7 +431,7 @@ def _parse(path) -> tuple[SimpleNamespace, list[str]]:
         if source.v1:
             source.notes.append(f'/version: expected "2" or later, found "{version}"')
         file = source.group(MDF, "")
-        file.path = Path(path)
+        file.path = Path(path).absolute()
         for name, (cls, where, required) in _GROUPS.items():
             setattr(file, name, None)
             if source.has_group(where):
@@ -865,6 +865,11 @@ def _contradictions(file) -> list[str]:
         full = receiver.samples // 2 + 1
         sizes |= dict(J=a.periods, N=a.frames, D=drive.channels, C=receiver.channels)
         sizes |= dict(V=receiver.samples, K=full)
+    if measurement is None and file.data is not None:
+        data = file.data  # of version 1, whose header follows from the data
+        axes = f"shape [{', '.join(data.axes)}{', 2' * data.is_pairs}]"
+        expect(False, data.dataset, axes, list(data.shape))
+        return problems
     if measurement is not None:
         selection = measurement.frequency_selection
         sizes["K"] = full if selection is None else np.size(selection)
@@ -1023,7 +1028,9 @@ def _result(file, dataset, shape, dtype):
     """An array for a result that memory and the file can account for."""
     size = _nbytes(shape, np.dtype(dtype))
     stored = dataset.id.get_storage_size()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = math.inf
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     what = f"{file.path}: {dataset.name}"
     if size > memory:
         raise ValueError(
@@ -1507,9 +1514,9 @@ def mixing_orders(
     step = (
         np.rint(drive.base_frequency * drive.cycle / drive.divider).astype(int).ravel()
     )
-    if not 0 <= max_order or (2 * max_order + 1) ** len(step) > 10**8:
+    if not 0 <= max_order or (2 * max_order + 1) ** len(step) > 10**7:
         raise ValueError(
-            f"max_order: expected a number >= 0 with at most 1e8 combinations of "
+            f"max_order: expected a number >= 0 with at most 1e7 combinations of "
             f"{len(step)} channels, got {max_order}"
         )
     orders = np.zeros((count, len(step)), np.int64)

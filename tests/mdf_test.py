@@ -701,6 +701,12 @@ def test_version_1_calibration(made, patches):
     np.testing.assert_array_equal(got, expected)
 
 
+def test_version_1_data_of_wrong_shape(made):
+    path = made(version_1(measurement__dataTD=np.ones((N, V))))
+    with pytest.raises(ValueError, match="/measurement/dataTD: expected shape"):
+        mdf.read(path)
+
+
 DIAGONALS = np.array([[-1.0, -1, 2], [-2, -2, 4]])
 TOLERATED = {
     "isTransposed": (
@@ -1116,7 +1122,7 @@ def restructure(rng, path):
                 case 10:
                     file[name] = h5py.Empty("f8")
                 case 11:
-                    file[name] = np.array(value) * 2**40 if number else np.bytes_("x")
+                    file[name] = np.array(value) * 1e12 if number else np.bytes_("x")
                 case 12:
                     file.create_dataset(name, (2**22,) * 3, "i1")
                 case _:
@@ -1139,7 +1145,7 @@ folder = pathlib.Path({str(tmp_path)!r})
 limit = 3 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 paths = mdf_test.seeds(folder)
-for seed in range(240):
+for seed in range(210):
     print(seed, flush=True)
     signal.alarm(60)
     path = folder / "damaged.mdf"
