@@ -404,6 +404,25 @@ def check(path: str | os.PathLike) -> list[str]:
     return problems + list(file.notes)
 
 
+def _check_heaps(path):
+    """Refuse text heaps larger than the file: HDF5 allocates them before it looks."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        content = file.read(_SMALL)
+        size = file.seek(0, os.SEEK_END)
+    # Signature, version and padding; then the size of the heap.
+    mark, start = b"GCOL\x01\0\0\0", 0
+    while (start := content.find(mark, start)) >= 0:
+        start += len(mark)
+        claimed = int.from_bytes(content[start : start + 8], "little")
+        if claimed > size:
+            raise ValueError(
+                f"{path}: damaged, expected a text heap within {size} bytes, found one of "
+                f"{claimed}"
+            )
+
+
 def _freeze(cls, space):
     values = {f.name: getattr(space, f.name) for f in dataclasses.fields(cls)}
     groups = _GROUPS if cls is MDF else _SUBGROUPS if cls is Acquisition else {}
@@ -416,6 +435,7 @@ def _freeze(cls, space):
 
 def _parse(path) -> tuple[SimpleNamespace, list[str]]:
     """Header as a tree of namespaces, so that a faulty one can be looked at too."""
+    _check_heaps(path)
     with _open(path) as h5:
         source = _Source(h5)
         version = source.value(MDF.__dataclass_fields__["version"], "/version")
