@@ -18,6 +18,7 @@ ALLOWED = {
     "system_matrix": {"scanner", "physics"},
     "reconstruct": {"reconstruct"},
     "models": {"models"},
+    "mdf": {"scanner"},
     "losses": set(),
     "metrics": set(),
     "configs": {"configs"},
