@@ -25,6 +25,7 @@ B. O'Donoghue, E. Candes (2015), Found. Comput. Math. 15 (restart).
 """
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -59,19 +60,23 @@ Matrix = Inexact[Array | np.ndarray, "M P"]
 
 
 def as_operator(S: Matrix | LinearOperator) -> LinearOperator:
-    """A matrix S [M, P] as an operator; operators as they are.
+    """A matrix S [M, P] as an operator; operators with their functions as Partial.
 
     Raises:
       ValueError: if S is neither, is empty, or has values that are not finite.
     """
     if isinstance(S, LinearOperator):
-        return S
+        return LinearOperator(_partial(S.forward), _partial(S.adjoint), S.shape)
     S = jnp.asarray(S)
     good = S.ndim == 2 and S.size > 0 and jnp.issubdtype(S.dtype, jnp.inexact)
     expected = "a LinearOperator or a matrix [M, P] of floating or complex numbers"
     _expect(good, "S", expected, f"shape {S.shape}, {S.dtype}")
     _check_finite("S", S)
     return LinearOperator(Partial(_rows, S), Partial(_columns, S), S.shape)
+
+
+def _partial(function):
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _rows(S, c):
@@ -166,7 +171,15 @@ def cgnr(
     iterations = _count("iterations", iterations)
     lam = _parameter("lam", lam, u)
     _check_flags(real=real, nonnegative=nonnegative, path=path)
+    options = {"real": real, "nonnegative": nonnegative, "path": path}
+    return _cgnr(S, u, lam, iterations=iterations, **options)
 
+
+_static = ("iterations", "real", "nonnegative", "path")
+
+
+@functools.partial(jax.jit, static_argnames=_static)
+def _cgnr(S, u, lam, *, iterations, real, nonnegative, path):
     # Scales of u and S, so that no square leaves the range of float32.
     size = _peak(u)
     u = u / size
@@ -227,7 +240,12 @@ def elastic_net(
     l1, l2 = _parameter("l1", l1, u), _parameter("l2", l2, u)
     _check_flags(real=real, nonnegative=nonnegative, path=path)
     _expect(real or not nonnegative, "nonnegative", "real=True with it", "real=False")
+    options = {"real": real, "nonnegative": nonnegative, "path": path}
+    return _elastic_net(S, u, l1, l2, iterations=iterations, **options)
 
+
+@functools.partial(jax.jit, static_argnames=_static)
+def _elastic_net(S, u, l1, l2, *, iterations, real, nonnegative, path):
     size = _peak(u)
     u = u / size
     norm = _norm(S, u, real)
@@ -335,7 +353,9 @@ def background_coefficients(
     _expect(c.shape == expected, "c", f"shape {expected}", f"shape {c.shape}")
     gram = _columns(B, B.T) + beta * jnp.eye(B.shape[1], dtype=B.dtype)
     right = _columns(B, u - linear.forward(jnp.asarray(c)))
-    return jnp.linalg.solve(gram.T, right[..., None])[..., 0]
+    right = right.reshape(-1, B.shape[1])
+    found = jnp.linalg.solve(gram.T, right.T).T
+    return found.reshape(*u.shape[:-1], B.shape[1])
 
 
 def _dictionary(B, S):
