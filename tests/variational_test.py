@@ -190,7 +190,7 @@ basis_of, tikhonov, nonnegative, project = (
     "S, rank, name",
     [
         (np.ones(3), 1, "S"),
-        (np.ones((3, 2), complex), 1, "S"),
+        (np.ones((3, 2), int), 1, "S"),
         (np.zeros((3, 2)), 1, "S"),
         (np.full((3, 2), np.nan), 1, "S"),
         (np.zeros((0, 2)), 1, "S"),
