@@ -23,7 +23,16 @@ from pathlib import Path
 import mpi_jax
 from mpi_jax import configs
 
-METHODS = ("xspace", "kaczmarz", "tikhonov", "nonnegative", "transgan")
+METHODS = (
+    "xspace",
+    "kaczmarz",
+    "cgnr",
+    "tikhonov",
+    "nonnegative",
+    "tv",
+    "elastic_net",
+    "transgan",
+)
 _LINE_EVERY = 10.0  # [s] between lines of progress where there is no terminal
 
 
@@ -34,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options, rest = _parser().parse_known_args(arguments)
-        if rest and options.verb != "train":
+        if rest and options.verb not in ("train", "reconstruct"):
             raise ValueError(f"unknown arguments: {' '.join(rest)}")
         options.rest = rest
         options.run(options)
@@ -173,24 +182,33 @@ def _parser() -> argparse.ArgumentParser:
     made = verb(
         "reconstruct",
         _reconstruct,
-        "Images from voltages: an .npz file, and a .png beside it to look at.",
+        "Images from voltages: a file of them, and a .png beside it to look at.",
+        epilog="Preprocessing of MDF files, as --min-frequency 80e3 --snr-threshold 1.5 "
+        "--matrix-background interpolated --background mean: "
+        + _field_help(configs.Preprocessing),
     )
-    made.add_argument("--method", required=True, help=", ".join(METHODS))
+    made.add_argument(
+        "--method",
+        required=True,
+        metavar="M",
+        help=f"{', '.join(METHODS)}; with --config or --run xspace, kaczmarz, tikhonov, "
+        "nonnegative or transgan, with --system-matrix all but xspace and transgan",
+    )
     made.add_argument(
         "--measurement",
         type=Path,
         required=True,
         metavar="FILE",
-        help=".npz file with `voltage` [N, C, V] (receive channels x samples of one "
-        "period, in the receiver's unit), as `simulate` writes it",
+        help="MDF file (.mdf, .h5), or .npz file with `voltage` [N, C, V] (receive "
+        "channels x samples of one period, in the receiver's unit) as `simulate` writes",
     )
     source = made.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--system-matrix",
         type=Path,
         metavar="FILE",
-        help=".npz file with `system_matrix` [C, V, P] and `grid` (ny, nx); "
-        "kaczmarz, tikhonov and nonnegative",
+        help="MDF calibration for an MDF measurement; .npz file with `system_matrix` "
+        "[C, V, P] and `grid` (ny, nx) for an .npz one",
     )
     source.add_argument(
         "--config", metavar="NAME", help=f"scanner of a config. {names}"
@@ -203,24 +221,41 @@ def _parser() -> argparse.ArgumentParser:
         help="work folder of a run: its scanner, and its network for transgan",
     )
     made.add_argument(
-        "--lam",
-        type=float,
-        help="regularisation, relative: to the mean row energy per pixel (kaczmarz, "
-        "1e-2), to the largest singular value squared (tikhonov, 1e-4)",
+        "--empty",
+        type=Path,
+        metavar="FILE",
+        help="MDF measurement without tracer, for --background external",
     )
     made.add_argument(
-        "--iterations", type=int, help="sweeps (kaczmarz, 10), steps (nonnegative, 20)"
+        "--phantom",
+        metavar="NAME",
+        help="Open MPI phantom that was measured (shape, resolution, concentration): "
+        "compare the image with it",
     )
+    for name, words in _SETTINGS.items():
+        kind = int if name == "iterations" else float
+        made.add_argument(f"--{name.replace('_', '-')}", type=kind, help=words)
     made.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help=".npz file"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz file, or .mdf file for MDF measurements",
     )
+
+    made = verb(
+        "check",
+        _check,
+        "What in an MDF file contradicts the format; exit code 2 if any.",
+    )
+    made.add_argument("file", type=Path, metavar="FILE")
 
     made = verb(
         "train",
         _train,
         "Train a config in a work folder. Any of its fields can be overridden.",
         epilog="Fields, as --data.batch-size 8 --steps 100 --optimiser.learning-rate 1e-3: "
-        + _field_help(),
+        + _field_help(configs.Config),
     )
     config(made, required=True)
     workdir(made, required=True)
@@ -241,16 +276,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _field_help() -> str:
-    def lines(cls, prefix=""):
+# Settings of the solvers; which method takes which, and defaults, is pipeline.METHODS.
+_SETTINGS = {
+    "lam": "ridge regularisation, relative: to the mean row energy per voxel (kaczmarz "
+    "1e-2, cgnr 0, elastic_net 1e-3), to the largest singular value squared (tikhonov 1e-4)",
+    "lam_tv": "weight of the total variation, relative likewise (tv 1e-6)",
+    "l1": "weight of the sparsity, relative to the one that leaves nothing "
+    "(elastic_net 0)",
+    "rho": "penalty of the splitting, relative likewise (nonnegative, tv 3e-4)",
+    "iterations": "sweeps (kaczmarz 10) or steps (cgnr 10, nonnegative 20, tv 100, "
+    "elastic_net 200)",
+}
+
+
+def _field_help(settings: type) -> str:
+    def names(cls, prefix=""):
         for f in dataclasses.fields(cls):
             name = prefix + f.name.replace("_", "-")
             if dataclasses.is_dataclass(f.default):
-                yield from lines(type(f.default), f"{name}.")
+                yield from names(type(f.default), f"{name}.")
             elif f.name != "name":
                 yield f"--{name}"
 
-    return " ".join(lines(configs.Config))
+    return " ".join(names(settings))
 
 
 # --- Verbs
@@ -318,51 +366,31 @@ def _simulate(options) -> None:
 
 
 def _reconstruct(options) -> None:
-    import jax.numpy as jnp
     import numpy as np
 
-    from mpi_jax import data, evaluate, metrics, report, train
+    from mpi_jax import evaluate, metrics, report
 
     if options.method not in METHODS:
         raise ValueError(
             f"--method: expected one of {', '.join(METHODS)}; got {options.method!r}"
         )
-    settings = _settings(options)
-    _check_out(options.out)
+    is_mdf = options.measurement.suffix in _MDF
+    _check_out(options.out, (".npz", ".mdf") if is_mdf else (".npz",))
+    if not is_mdf:
+        for name in ("empty", "phantom"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: only for MDF measurements")
+        if options.rest:
+            raise ValueError(f"unknown arguments: {' '.join(options.rest)}")
+    if is_mdf:
+        _reconstruct_mdf(options)
+        return
     measured = _read_npz(options.measurement, "voltage")
-    pixel_size = None
+    pixel_size = mask = None
     if options.system_matrix:
-        stored = _read_npz(options.system_matrix, "system_matrix", "grid")
-        matrix, shape = stored["system_matrix"], tuple(int(n) for n in stored["grid"])
-        voltage = _check_stored(matrix, shape, measured["voltage"], options)
-        image, mask = (
-            _from_matrix(matrix, shape, voltage, options.method, settings),
-            None,
-        )
+        image, settings = _from_matrix(options, measured["voltage"])
     else:
-        config = (
-            train.read_config(options.folder)
-            if options.folder
-            else configs.get(options.config)
-        )
-        scanner = data.make_scanner(config)
-        voltage = data.check_voltage(scanner, measured["voltage"])
-        pixel_size = np.asarray(scanner.grid.pitch)[:2]
-        if options.method == "transgan":
-            if not options.folder:
-                raise ValueError(
-                    "--method transgan: expected --run DIR with its weights"
-                )
-            config, generator, params = evaluate.load_network(options.folder)
-            operator = data.build(config)
-            out = train.predict(generator, params, operator, jnp.asarray(voltage))
-            image, mask = out.reconstruction, out.segmentation
-            mask = None if mask is None else np.asarray(mask > 0, np.uint8)
-        else:
-            operator = data.build(config)
-            p = evaluate.problem(config, operator)
-            solve = evaluate.CLASSICAL[options.method](p, **settings)
-            image, mask = solve(jnp.asarray(voltage)), None
+        image, mask, pixel_size, settings = _from_scanner(options, measured["voltage"])
     image = np.asarray(image)
     arrays = {
         "image": image,
@@ -383,10 +411,20 @@ def _reconstruct(options) -> None:
         print(f"mean PSNR against the phantoms in the file: {psnr:.2f} dB")
 
 
+def _check(options) -> None:
+    from mpi_jax import mdf
+
+    problems = mdf.check(options.file)
+    if problems:
+        print("\n".join(problems))
+        raise ValueError(f"{options.file}: {len(problems)} contradictions (above)")
+    print(f"{options.file}: nothing to complain about")
+
+
 def _train(options) -> None:
     from mpi_jax import train
 
-    config = _override(configs.get(options.config), options.rest)
+    config = _fields(configs.get(options.config), options.rest, "train")
     with _Progress() as tell:
         result = train.run(config, options.workdir, resume=options.resume, tell=tell)
     if result:
@@ -418,28 +456,77 @@ def _report(options) -> None:
 # --- Their parts
 
 
-def _settings(options) -> dict:
-    """Options of a method that were given; ValueError for those it doesn't have."""
-    allowed = {
-        "kaczmarz": ("lam", "iterations"),
-        "tikhonov": ("lam",),
-        "nonnegative": ("iterations",),
-    }.get(options.method, ())
-    given = {n: getattr(options, n) for n in ("lam", "iterations")}
+_MDF = (".mdf", ".h5", ".hdf5")
+
+
+def _settings(options, allowed) -> dict:
+    """Settings of a method that were given; ValueError for those it doesn't have."""
+    given = {n: getattr(options, n) for n in _SETTINGS}
     given = {n: v for n, v in given.items() if v is not None}
     for name in given:
         if name not in allowed:
-            raise ValueError(f"--{name}: not an option of --method {options.method}")
+            raise ValueError(
+                f"--{name.replace('_', '-')}: not an option of --method {options.method}"
+            )
     return given
 
 
-def _check_stored(matrix, shape, voltage, options):
+def _method_of(options, methods, source) -> None:
+    if options.method not in methods:
+        raise ValueError(
+            f"--method {options.method}: with {source} expected one of "
+            f"{', '.join(methods)}"
+        )
+
+
+def _from_scanner(options, voltage):
+    """Images by the scanner of a config or run: image, mask, pixel size [m], settings."""
+    import inspect
+
+    import jax.numpy as jnp
     import numpy as np
 
-    if options.method not in ("kaczmarz", "tikhonov", "nonnegative"):
-        raise ValueError(
-            f"--method {options.method}: needs --config or --run, not a bare matrix"
-        )
+    from mpi_jax import data, evaluate, train
+
+    if options.method == "transgan" and not options.folder:
+        raise ValueError("--method transgan: expected --run DIR with its weights")
+    _method_of(options, (*evaluate.CLASSICAL, "transgan"), "--config or --run")
+    network = options.method == "transgan"
+    allowed = (
+        ()
+        if network
+        else inspect.signature(evaluate.CLASSICAL[options.method]).parameters
+    )
+    settings = _settings(options, allowed)
+    config = (
+        train.read_config(options.folder)
+        if options.folder
+        else configs.get(options.config)
+    )
+    scanner = data.make_scanner(config)
+    voltage = jnp.asarray(data.check_voltage(scanner, voltage))
+    mask = None
+    if network:
+        config, generator, params = evaluate.load_network(options.folder)
+        operator = data.build(config)
+        image, mask = train.predict(generator, params, operator, voltage)
+        mask = None if mask is None else np.asarray(mask > 0, np.uint8)
+    else:
+        p = evaluate.problem(config, data.build(config))
+        image = evaluate.CLASSICAL[options.method](p, **settings)(voltage)
+    return image, mask, np.asarray(scanner.grid.pitch)[:2], settings
+
+
+def _from_matrix(options, voltage):
+    """Images by a stored time-domain system matrix [C, V, P], and the settings."""
+    import numpy as np
+
+    from mpi_jax import physics, pipeline, scanner, system_matrix
+
+    _method_of(options, pipeline.METHODS, "--system-matrix")
+    settings = _settings(options, pipeline.METHODS[options.method])
+    stored = _read_npz(options.system_matrix, "system_matrix", "grid")
+    matrix, shape = stored["system_matrix"], tuple(int(n) for n in stored["grid"])
     if matrix.ndim != 3 or len(shape) != 2 or matrix.shape[-1] != shape[0] * shape[1]:
         raise ValueError(
             f"{options.system_matrix}: expected system_matrix [C, V, ny * nx] and grid "
@@ -455,35 +542,86 @@ def _check_stored(matrix, shape, voltage, options):
         )
     if not np.isfinite(voltage).all():
         raise ValueError("voltage: expected finite numbers, got NaN or infinite ones")
-    return voltage.reshape(-1, *matrix.shape[:2]).astype(np.float32)
+    voltage = voltage.reshape(-1, *matrix.shape[:2])
+    scale = np.sqrt(np.mean(np.square(voltage, dtype=np.float64))) or 1.0
+    matrix, u = ((a / scale).astype(np.float32) for a in (matrix, voltage))
+    keep = np.ones((matrix.shape[0], matrix.shape[1] // 2 + 1), bool)
+    keep[:, 0] = False  # a periodic signal has no DC
+    spectra = system_matrix.to_frequency(matrix)
+    system = pipeline.System(
+        rows=system_matrix.select_rows(spectra, keep, axis=1),
+        data=system_matrix.select_rows(physics.spectrum(u), keep),
+        weights=None,
+        keep=keep,
+        grid=scanner.Grid(shape, (1.0, 1.0, 1.0)),  # of unknown size
+    )
+    return pipeline.reconstruct(system, options.method, **settings), settings
 
 
-def _from_matrix(matrix, shape, voltage, method, settings):
-    """Images from a stored time-domain system matrix."""
-    import jax.numpy as jnp
+def _reconstruct_mdf(options) -> None:
+    """Two MDF files to an image: .npz or .mdf, and a picture of all slices."""
     import numpy as np
 
-    from mpi_jax import physics, system_matrix
-    from mpi_jax.reconstruct import kaczmarz, variational
+    from mpi_jax import evaluate, mdf, open_mpi, pipeline, report
 
-    scale = np.sqrt(np.mean(np.square(voltage, dtype=np.float64))) or 1.0
-    matrix, u = (matrix / scale).astype(np.float32), jnp.asarray(voltage / scale)
-    u = u.astype(jnp.float32)
-    if method == "kaczmarz":
-        keep = np.ones((matrix.shape[0], matrix.shape[1] // 2 + 1), bool)
-        keep[:, 0] = False  # a periodic signal has no DC
-        rows = system_matrix.select_rows(
-            system_matrix.to_frequency(matrix), keep, axis=1
+    if not options.system_matrix or options.system_matrix.suffix not in _MDF:
+        raise ValueError(
+            "--system-matrix: expected the MDF calibration that belongs to the measurement"
         )
-        right = system_matrix.select_rows(physics.spectrum(u), keep)
-        c = kaczmarz.solve(rows, right, **{"lam": 1e-2, "iterations": 10, **settings})
+    _method_of(options, pipeline.METHODS, "--system-matrix")
+    settings = _settings(options, pipeline.METHODS[options.method])
+    prepare = _fields(configs.Preprocessing(), options.rest, "reconstruct")
+    if options.phantom is not None and options.phantom not in open_mpi.PHANTOMS:
+        raise ValueError(
+            f"--phantom: expected one of {', '.join(open_mpi.PHANTOMS)}; "
+            f"got {options.phantom!r}"
+        )
+    calibration, measurement = (
+        mdf.read(options.system_matrix),
+        mdf.read(options.measurement),
+    )
+    empty = None if options.empty is None else mdf.read(options.empty)
+    with _Progress() as tell:
+        tell("read", 0, 2, {})
+        system = pipeline.prepare(calibration, measurement, prepare, empty)
+        tell("solve", 1, 2, {})
+        image = np.asarray(pipeline.reconstruct(system, options.method, **settings))
+        tell("solve", 2, 2, {})
+    for note in system.notes:
+        print(f"note: {note}", file=sys.stderr)
+    rows, voxels = system.rows.shape
+    grid = system.grid
+    about = {
+        "method": options.method,
+        **pipeline.METHODS[options.method],
+        **settings,
+        "rows": rows,
+        "preprocessing": dataclasses.asdict(prepare),
+        "calibration": str(options.system_matrix),
+        "measurement": str(options.measurement),
+        "mpi_jax": mpi_jax.__version__,
+    }
+    if options.out.suffix == ".mdf":
+        about["preprocessing"] = json.dumps(about["preprocessing"])
+        mdf.write_reconstruction(
+            options.out, image, grid=grid, source=measurement, parameters=about
+        )
     else:
-        flat = matrix.reshape(-1, matrix.shape[-1])
-        basis = variational.spectral_basis(flat, min(1024, *flat.shape))
-        solve = getattr(variational, method)
-        default = {"lam": 1e-4} if method == "tikhonov" else {"iterations": 20}
-        c = solve(basis, u.reshape(len(u), -1), **{**default, **settings})
-    return jnp.maximum(c, 0).reshape(-1, *shape)
+        arrays = {"image": image, "pixel_size": np.asarray(grid.pitch)}
+        evaluate.save_npz(options.out, {**arrays, "about": np.array(json.dumps(about))})
+    picture = options.out.with_suffix(".png")
+    x_mm, y_mm, _ = (1e3 * np.asarray(grid.pitch)).tolist()
+    slices, titles = image[:12], None
+    if len(grid.shape) == 3:
+        slices = image[0]
+        titles = [f"z = {1e3 * float(z):.1f} mm" for z in grid.axes()[2]]
+    report.save_images(picture, slices, titles, pixel_size_mm=(x_mm, y_mm))
+    print(
+        f"{options.out}, {picture}: {len(image)} images {image.shape[1:]} from {rows} rows"
+    )
+    if options.phantom is not None:
+        for name, value in open_mpi.compare(image, options.phantom, grid).items():
+            print(f"{name}: {value}")
 
 
 def _about(config, **more) -> str:
@@ -517,30 +655,32 @@ def _read_npz(path: Path, *names: str) -> dict:
     return arrays
 
 
-def _check_out(path: Path) -> None:
+def _check_out(path: Path, suffixes: tuple[str, ...] = (".npz",)) -> None:
     """Complain about an unusable output path before the work, not after it."""
-    if path.suffix != ".npz":
-        raise ValueError(f"--out: expected a name that ends in .npz, got {path}")
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"--out: expected a name that ends in {' or '.join(suffixes)}, got {path}"
+        )
     if not path.parent.is_dir():
         raise ValueError(f"--out: folder {path.parent} doesn't exist")
 
 
-def _override(config: configs.Config, arguments: list[str]) -> configs.Config:
-    """A config with the fields that command-line arguments name."""
+def _fields(settings, arguments: list[str], verb: str):
+    """Settings (a dataclass) with the fields that command-line arguments name."""
     if not arguments:
-        return config
+        return settings
     import tyro
 
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
-            return tyro.cli(configs.Config, default=config, args=arguments)
+            return tyro.cli(type(settings), default=settings, args=arguments)
     except SystemExit:
         # Its message is a box of several lines; keep the words.
         text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+", " ", words.getvalue())
         raise ValueError(
             f"{' '.join(arguments)}: {' '.join(text.split())[:300]} "
-            "(mpi-jax train --help lists the fields)"
+            f"(mpi-jax {verb} --help lists the fields)"
         ) from None
 
 
