@@ -425,9 +425,8 @@ def feed_through(
     driven = np.array([n > 0 for n in drive.divider])[:, None]
     tables = np.cos(2 * np.pi * turns) * driven, np.sin(2 * np.pi * turns) * driven
     start = 2 * np.pi * jnp.asarray(phase, _dtype())
-    parts = jnp.asarray(amplitude, _dtype()) * jnp.stack(
-        [jnp.cos(start), -jnp.sin(start)]
-    )
+    a = jnp.asarray(amplitude, _dtype())
+    parts = a * jnp.cos(start), -a * jnp.sin(start)
     u = sum(
         jnp.einsum("cdh,vdh->cv", part, table, precision="highest")
         for part, table in zip(parts, tables, strict=True)
@@ -444,7 +443,7 @@ def measure(
     key: PRNGKeyArray,
     u: Float[Array, "N C V"],
     background: Float[Array, "2 C V"],
-    noise_level: Float[Array, "..."] | float = 0.0,
+    noise_level: Float[Array, "*level"] | float = 0.0,
     empty: int = 1,
 ) -> tuple[Float[Array, "frames C V"], Bool[np.ndarray, " frames"]]:
     """Frames of a measurement between empty frames, and which of them are empty.

@@ -438,12 +438,14 @@ class Grid:
         """Mean of each pixel of images [..., *shape] on a refined grid of this one."""
         n = len(self.shape)
         batch, axes = fine.shape[: fine.ndim - n], fine.shape[fine.ndim - n :]
-        if len(axes) != n or any(a % b or a < b for a, b in zip(axes, self.shape)):
+        if len(axes) != n or any(
+            a % b or a < b for a, b in zip(axes, self.shape, strict=True)
+        ):
             raise ValueError(
                 f"fine: expected trailing axes that are multiples of {self.shape}, got "
                 f"shape {list(fine.shape)}"
             )
-        split = [k for a, b in zip(axes, self.shape) for k in (b, a // b)]
+        split = [k for a, b in zip(axes, self.shape, strict=True) for k in (b, a // b)]
         within = tuple(range(len(batch) + 1, len(batch) + 2 * n, 2))
         return jnp.mean(jnp.asarray(fine).reshape(*batch, *split), axis=within)
 
@@ -592,8 +594,8 @@ def circular_coil(
     grid: Grid,
     *,
     radius: float,
-    centre: Sequence[float],
-    axis: Sequence[float],
+    centre: Vector,
+    axis: Vector,
     segments: int = 256,
 ) -> np.ndarray:
     """Sensitivity [3, P] T/A of one circular turn at the grid's pixels (Biot-Savart).

@@ -23,10 +23,9 @@ from jaxtyping import Array, Complex, Float, Inexact
 from mpi_jax import physics
 from mpi_jax.scanner import Scanner
 
-
 # Numbers in the signals of the voxels transformed at once: enough to fill the machine,
 # few enough to stay in its caches.
-_CHUNK = 2**22
+_CHUNK = 2**21
 
 
 def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
