@@ -395,14 +395,14 @@ def thermal_noise_level(
 
 def feed_through(
     scanner: Scanner,
-    amplitude: Float[Array | np.ndarray, "C 3 H"],
-    phase: Float[Array | np.ndarray, "C 3 H"],
+    amplitude: Float[Array | np.ndarray, "*C_3_H"],
+    phase: Float[Array | np.ndarray, "*same"],
 ) -> Float[Array, "C V"]:
     """What the drive fields induce without any tracer, in each receive channel.
 
     The sum of a cos(2 pi (h f_d t + phase)) over drive axes d and harmonics h = 1 ... H,
-    amplitude a in the unit of u before the transfer function, which is applied; phase in
-    turns. Raises ValueError for other shapes and for harmonics that cannot be sampled.
+    amplitude a [C, 3, H] in the unit of u before the transfer function, which is applied;
+    phase [C, 3, H] in turns. Raises ValueError for other shapes and for harmonics that cannot be sampled.
     """
     drive = scanner.drive_field
     count = amplitude.shape[-1]
@@ -442,7 +442,7 @@ def feed_through(
 def measure(
     key: PRNGKeyArray,
     u: Float[Array, "N C V"],
-    background: Float[Array, "2 C V"],
+    background: Float[Array, "ends C V"],
     noise_level: Float[Array, "*level"] | float = 0.0,
     empty: int = 1,
 ) -> tuple[Float[Array, "frames C V"], Bool[np.ndarray, " frames"]]:

@@ -150,13 +150,6 @@ class Tracer:
         return math.pi / 6 * self.core_diameter**3
 
     @property
-    def mean_volume(self):
-        """Core volume averaged over the size distribution [m^3]."""
-        if self.diameter_spread is None:
-            return self.volume
-        return self.volume * jnp.exp(4.5 * jnp.asarray(self.diameter_spread) ** 2)
-
-    @property
     def moment(self):
         """Magnetic moment m of one particle of median size [A m^2]."""
         return self.saturation_magnetisation * self.volume
@@ -171,7 +164,13 @@ class Tracer:
     def number_density(self):
         """Particles per volume [1/m^3] at image value 1."""
         per_mole = MAGNETITE_MOLAR_MASS / (3 * MAGNETITE_DENSITY)
-        return self.iron_concentration * per_mole / self.mean_volume
+        iron = self.iron_concentration * (per_mole * 6 / math.pi)
+        if self.diameter_spread is not None:
+            # The mean volume of the log-normal distribution over that of its median.
+            iron = iron / jnp.exp(4.5 * jnp.asarray(self.diameter_spread) ** 2)
+        # One diameter at a time: volume^2, in the derivative, underflows in float32.
+        d = self.core_diameter
+        return iron / d / d / d
 
 
 @_pytree
