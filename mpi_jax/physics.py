@@ -6,6 +6,7 @@ Symbols (SI; axes in brackets):
     L(x) = coth x - 1/x,  f = L / x,  q = (L' - f) / z = 2 df/dz
     c [..., P]    concentration, image value 1 = the tracer's reference
     u [..., C, V] voltage (receive channel, sample)       [V] or [A m^2/s], see Receiver
+    u^ [..., C, K] its unnormalised rfft, K = V // 2 + 1, time factor e^(+i w t)
 
 model="tensor" is the physics: the moment follows the direction of the field,
     d<m>/dt = m beta (f dB/dt + q xi (xi . dB/dt)),
@@ -14,18 +15,22 @@ field vanishes. model="mpirf" is the scalar kernel of the MPIRF simulator (Shen 
 github.com/XiaoYaoNet/MPIRF), u = m beta dB/dt sum_p c_p L'(x_p): the part L/x of the
 tensor is missing, so it isn't the derivative of any magnetisation in 2D. It is here
 because published data was made with it.
+
+What follows the particles, all off by default, in this order: relaxation, background
+(`feed_through`), transfer function, noise (`measure`), band selection (system_matrix).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 
-from mpi_jax.scanner import Scanner
+from mpi_jax.scanner import BOLTZMANN, MPIRFDriveField, Scanner, Tracer
 
 MODELS = ("tensor", "mpirf")
 
@@ -85,6 +90,80 @@ def check_model(model: str) -> None:
         raise ValueError(f"model: expected one of {MODELS}, got {model!r}")
 
 
+def tracer_kernel(
+    tracer: Tracer, z: Float[Array, "*n"]
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """f and q of `langevin`, averaged over the tracer's sizes; z = (beta |B|)^2.
+
+    Cores r = (d / median)^3 times the median's volume have moment and beta r times as
+    large: <m beta D> = m beta (<r^2 f(r^2 z)> I + <r^4 q(r^2 z)> xi xi^T).
+    """
+    if tracer.diameter_spread is None:
+        return langevin(z)
+    nodes, weights = np.polynomial.hermite.hermgauss(tracer.diameter_nodes)
+    spread = jnp.asarray(tracer.diameter_spread, z.dtype)
+    ratio = jnp.exp(6 * spread * jnp.asarray(np.sqrt(2) * nodes, z.dtype))  # r^2
+
+    @jax.checkpoint
+    def add(total, node):
+        r, w = node
+        f, q = langevin(r * z)
+        return (total[0] + w * r * f, total[1] + w * r * (r * q)), None
+
+    weights = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
+    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, weights))[0]
+
+
+def _selection(scanner: Scanner, dtype) -> Float[Array, "P 3"]:
+    """Static field at the pixels [T]."""
+    field = scanner.selection_field
+    gradient = jnp.asarray(field.gradient)
+    return jnp.asarray(field.offset, dtype)[None] + (
+        scanner.grid.positions() @ gradient.T
+    ).astype(dtype)
+
+
+def _induced(scanner: Scanner, drive, rate, selection, sensitivity, model: str):
+    """Signal of unit concentration; the arguments are triples (x, y, z) of arrays.
+
+    Their shapes broadcast to the result's: [C, T, P] or [P, C, T].
+    """
+    tracer = scanner.tracer
+    dtype = drive[0].dtype
+    beta = jnp.asarray(tracer.beta, dtype)
+    # Axis by axis, so that no [T, P, 3] array comes into being.
+    xi = [beta * (a + b) for a, b in zip(drive, selection, strict=True)]
+    f, q = tracer_kernel(tracer, sum(a * a for a in xi))
+
+    def project(vector):
+        return sum(p * a for p, a in zip(sensitivity, vector, strict=True))
+
+    scale = jnp.asarray(tracer.moment * tracer.beta, dtype)
+    if scanner.receiver.scaling == "si":
+        cell = jnp.prod(scanner.grid.pitch)
+        scale = -scale * jnp.asarray(cell * tracer.number_density, dtype)
+    # Broadcast, not stacked: XLA would work out the kernel once more for each channel.
+    if model == "tensor":
+        along = q * sum(a * b for a, b in zip(xi, rate, strict=True))
+        static = beta * project(selection)
+        projected = beta * project(drive) + static
+        return f * (scale * project(rate)) + along * (scale * projected)
+    return (f + sum(a * a for a in xi) * q) * (scale * project(rate))
+
+
+def _sensitivity(scanner: Scanner, dtype) -> Float[Array, "C axes pixels"]:
+    """[C, 3, P], or [C, 3, 1] for homogeneous coils."""
+    value = jnp.asarray(scanner.receiver.sensitivity, dtype)
+    if value.ndim == 2:
+        return value[..., None]
+    if value.shape[-1] != scanner.grid.size:
+        raise ValueError(
+            f"Receiver.sensitivity: expected [C, 3] or [C, 3, {scanner.grid.size}] like "
+            f"the grid, got {value.shape}"
+        )
+    return value
+
+
 def response(
     scanner: Scanner,
     drive_field: Float[Array, "T 3"],
@@ -94,33 +173,101 @@ def response(
     """Signal of unit concentration in each pixel, for given samples of the drive field.
 
     drive_field [T, 3] T, drive_rate [T, 3] T/s; the result is in the receiver's scaling.
+    Particles in equilibrium and coils alone: without relaxation and transfer function.
     """
-    tracer, receiver, grid = scanner.tracer, scanner.receiver, scanner.grid
     dtype = drive_field.dtype
-    selection = jnp.asarray(scanner.selection_field.offset, dtype)[None] + (
-        grid.positions() @ jnp.asarray(scanner.selection_field.gradient).T
-    ).astype(dtype)
-    beta = jnp.asarray(tracer.beta, dtype)
-    # Axis by axis, so that no [T, P, 3] array comes into being.
-    xi = [beta * (drive_field[:, k, None] + selection[None, :, k]) for k in range(3)]
-    rate = [drive_rate[:, k, None] for k in range(3)]
-    z = sum(a * a for a in xi)
-    f, q = langevin(z)
-
-    scale = jnp.asarray(tracer.moment * tracer.beta, dtype)
-    if receiver.scaling == "si":
-        cell = jnp.prod(grid.pitch)
-        scale = -scale * jnp.asarray(cell * tracer.number_density, dtype)
-    if model == "tensor":
-        along = q * sum(a * b for a, b in zip(xi, rate, strict=True))
-        parts = [f * b + along * a for a, b in zip(xi, rate, strict=True)]
-    else:
-        kernel = f + z * q
-        parts = [kernel * b for b in rate]
-    sensitivity = scale * jnp.asarray(receiver.sensitivity, dtype)
-    return jnp.stack(
-        [sum(p * s for p, s in zip(parts, c, strict=True)) for c in sensitivity]
+    coil = _sensitivity(scanner, dtype)
+    return _induced(
+        scanner,
+        [drive_field[None, :, k, None] for k in range(3)],
+        [drive_rate[None, :, k, None] for k in range(3)],
+        [a[None, None, :] for a in _selection(scanner, dtype).T],
+        [coil[:, k, None, :] for k in range(3)],
+        model,
     )
+
+
+def inner(scanner: Scanner) -> Scanner:
+    """The scanner as it is simulated: sampled finer, with nothing behind the coils."""
+    receiver, drive = scanner.receiver, scanner.drive_field
+    tracer = scanner.tracer
+    if filtered(scanner):
+        drive = dataclasses.replace(
+            drive, oversampling=receiver.oversample * drive.oversampling
+        )
+        receiver = dataclasses.replace(receiver, transfer_function=None, oversample=1)
+        tracer = dataclasses.replace(tracer, relaxation_time=None)
+    return dataclasses.replace(
+        scanner, tracer=tracer, drive_field=drive, receiver=receiver
+    )
+
+
+def filtered(scanner: Scanner) -> bool:
+    """Whether `receive` does anything: relaxation, transfer function or low-pass."""
+    receiver = scanner.receiver
+    some = (
+        receiver.oversample > 1
+        or receiver.transfer_function is not None
+        or scanner.tracer.relaxation_time is not None
+    )
+    if some and isinstance(scanner.drive_field, MPIRFDriveField):
+        raise ValueError(
+            "scanner: expected a drive field sampled over whole periods for relaxation, "
+            "transfer function or oversample; MPIRF's repeats its end point"
+        )
+    return some
+
+
+def receive(
+    scanner: Scanner, spectra: Complex[Array, "*batch C K_inner"]
+) -> Complex[Array, "*batch C K"]:
+    """Spectra of the scanner from those of `inner(scanner)`.
+
+    Low-pass: the lowest K bins over the oversampling. Debye relaxation: 1 / (1 + i w
+    tau). Then the transfer function. Bins without an own phase (DC and, for an even V,
+    the last) are real.
+    """
+    samples = scanner.samples
+    count = samples // 2 + 1
+    spectra = spectra[..., :count] / scanner.receiver.oversample
+    real = spectra.real.dtype
+
+    def gain(values):
+        return values.reshape((1,) * (spectra.ndim - values.ndim) + values.shape)
+
+    tau = scanner.tracer.relaxation_time
+    if tau is not None:
+        step = 2 * np.pi * scanner.drive_field.sampling_rate / samples
+        phase = jnp.asarray(step * jnp.asarray(tau), real) * np.arange(count)
+        spectra = spectra / gain(jax.lax.complex(jnp.ones_like(phase), phase))
+    if scanner.receiver.transfer_function is not None:
+        transfer = jnp.asarray(scanner.receiver.transfer_function, spectra.dtype)
+        spectra = spectra * gain(transfer)
+    own = np.arange(count) % (samples / 2) != 0
+    own = gain(jnp.asarray(own, real))
+    return jax.lax.complex(spectra.real, spectra.imag * own)
+
+
+def pixel_spectra(
+    scanner: Scanner, pixels: Int[Array, " N"], model: str = "tensor"
+) -> Complex[Array, "N C K"]:
+    """Spectrum of unit concentration in each of some pixels, as the receiver has it."""
+    simulated = inner(scanner)
+    drive, rate = (a.astype(_dtype()) for a in simulated.drive_field.field())
+    coil = _sensitivity(scanner, drive.dtype)
+    if coil.shape[-1] > 1:
+        coil = coil[..., pixels]
+    # Time last: its transform runs along contiguous memory.
+    signal = _induced(
+        simulated,
+        [drive[None, None, :, k] for k in range(3)],
+        [rate[None, None, :, k] for k in range(3)],
+        [a[pixels, None, None] for a in _selection(simulated, drive.dtype).T],
+        [coil[:, k].T[..., None] for k in range(3)],
+        model,
+    )
+    signal = spectrum(signal)
+    return receive(scanner, signal) if filtered(scanner) else signal
 
 
 def block_starts(scanner: Scanner) -> tuple[np.ndarray, int]:
@@ -158,6 +305,9 @@ def voltage(
 
 @partial(jax.jit, static_argnames="model")
 def _voltage(scanner, concentration, model):
+    if filtered(scanner):
+        u = _voltage(inner(scanner), concentration, model)
+        return signal(scanner, receive(scanner, spectrum(u)))
     batch = concentration.shape[: -len(scanner.grid.shape)]
     images = concentration.reshape(-1, scanner.grid.size).T
     field, rate = (a.astype(_dtype()) for a in scanner.drive_field.field())
@@ -185,15 +335,26 @@ def spectrum(u: Float[Array, "*batch V"]) -> Array:
     return jnp.fft.rfft(u, axis=-1)
 
 
+def signal(
+    scanner: Scanner, spectra: Complex[Array, "*batch K"]
+) -> Float[Array, "*batch V"]:
+    """Inverse of `spectrum` over one period of the scanner."""
+    return jnp.fft.irfft(spectra, n=scanner.samples, axis=-1)
+
+
 def noise_level(
-    u: Float[Array, "*batch C V"], snr_db: Float[Array, "*batch"] | float
-) -> Float[Array, "*batch 1 1"]:
+    u: Float[Array, "*batch C V"],
+    snr_db: Float[Array, "*batch"] | float,
+    per_channel: bool = False,
+) -> Float[Array, "*batch levels 1"]:
     """Standard deviation of white noise at a power SNR of snr_db [dB] for each signal.
 
     SNR = 10 log10(mean u^2 / sigma^2), the mean over all channels and samples of that
-    signal. An infinite SNR gives 0.
+    signal, or with per_channel over its samples, one sigma for each channel. It holds
+    for all frequencies together, before any band is selected. An infinite SNR gives 0.
     """
-    power = jnp.mean(u**2, axis=(-2, -1), keepdims=True)
+    axes = -1 if per_channel else (-2, -1)
+    power = jnp.mean(u**2, axis=axes, keepdims=True)
     ratio = jnp.broadcast_to(jnp.asarray(snr_db, u.dtype), u.shape[:-2])
     return jnp.sqrt(power) * 10 ** (-ratio[..., None, None] / 20)
 
@@ -202,7 +363,109 @@ def add_noise(
     key: PRNGKeyArray,
     u: Float[Array, "*batch C V"],
     snr_db: Float[Array, "*batch"] | float,
+    per_channel: bool = False,
 ) -> Float[Array, "*batch C V"]:
-    """u plus white Gaussian noise at a power SNR of snr_db [dB], one sigma a signal."""
+    """u plus white Gaussian noise at a power SNR of snr_db [dB], see `noise_level`."""
     noise = jax.random.normal(key, u.shape, u.dtype)
-    return u + noise_level(u, snr_db) * noise
+    return u + noise_level(u, snr_db, per_channel) * noise
+
+
+def thermal_noise_level(
+    resistance: float,
+    temperature: float,
+    bandwidth: float,
+    averages: int = 1,
+) -> float:
+    """Standard deviation [V] of a coil's Johnson noise, sqrt(4 k T R bandwidth / n).
+
+    resistance [ohm], temperature [K], bandwidth [Hz] (half the sampling rate for white
+    noise in every sample), averages n of equal periods. Goes with "si" scaling and
+    sensitivities in T/A. Raises ValueError where one of them isn't positive.
+    """
+    for name, value in (
+        ("resistance", resistance),
+        ("temperature", temperature),
+        ("bandwidth", bandwidth),
+        ("averages", averages),
+    ):
+        if not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    return (4 * BOLTZMANN * temperature * resistance * bandwidth / averages) ** 0.5
+
+
+def feed_through(
+    scanner: Scanner,
+    amplitude: Float[Array | np.ndarray, "*C_3_H"],
+    phase: Float[Array | np.ndarray, "*same"],
+) -> Float[Array, "C V"]:
+    """What the drive fields induce without any tracer, in each receive channel.
+
+    The sum of a cos(2 pi (h f_d t + phase)) over drive axes d and harmonics h = 1 ... H,
+    amplitude a [C, 3, H] in the unit of u before the transfer function, which is applied;
+    phase [C, 3, H] in turns. Raises ValueError for other shapes and for harmonics that cannot be sampled.
+    """
+    drive = scanner.drive_field
+    count = amplitude.shape[-1]
+    wanted = (scanner.channels, 3, count)
+    for name, value in (("amplitude", amplitude), ("phase", phase)):
+        if value.shape != wanted:
+            raise ValueError(
+                f"{name}: expected shape {wanted} (channels, drive axes, harmonics), got "
+                f"{value.shape}"
+            )
+    harmonics = np.arange(1, count + 1)
+    for axis, n in enumerate(drive.divider):
+        if n and 2 * count > drive.oversampling * n:
+            raise ValueError(
+                f"amplitude: expected harmonics below half the sampling rate, at most "
+                f"{drive.oversampling * n // 2} on axis {axis}, got {count}"
+            )
+    # h n / N modulo 1 in float64 on the host, so that late samples keep their phase.
+    turns = (drive.turns()[..., None] * harmonics) % 1
+    driven = np.array([n > 0 for n in drive.divider])[:, None]
+    tables = np.cos(2 * np.pi * turns) * driven, np.sin(2 * np.pi * turns) * driven
+    start = 2 * np.pi * jnp.asarray(phase, _dtype())
+    a = jnp.asarray(amplitude, _dtype())
+    parts = a * jnp.cos(start), -a * jnp.sin(start)
+    u = sum(
+        jnp.einsum("cdh,vdh->cv", part, table, precision="highest")
+        for part, table in zip(parts, tables, strict=True)
+    )
+    if scanner.receiver.transfer_function is None:
+        return u
+    still = dataclasses.replace(scanner.tracer, relaxation_time=None)
+    plain = dataclasses.replace(scanner.receiver, oversample=1)
+    behind = dataclasses.replace(scanner, tracer=still, receiver=plain)
+    return signal(scanner, receive(behind, spectrum(u)))
+
+
+def measure(
+    key: PRNGKeyArray,
+    u: Float[Array, "N C V"],
+    background: Float[Array, "ends C V"],
+    noise_level: Float[Array, "*level"] | float = 0.0,
+    empty: int = 1,
+) -> tuple[Float[Array, "frames C V"], Bool[np.ndarray, " frames"]]:
+    """Frames of a measurement between empty frames, and which of them are empty.
+
+    `empty` frames without tracer, the frames u, and as many empty ones again: N + 2
+    empty in all. The background drifts linearly from background[0] in the first frame
+    to background[1] in the last; white noise of standard deviation noise_level [unit of
+    u; a number or something that broadcasts to C, V] is added to all of them.
+    """
+    if empty < 1:
+        raise ValueError(f"empty: expected at least 1 empty frame, got {empty}")
+    if background.shape != (2, *u.shape[1:]):
+        raise ValueError(
+            f"background: expected shape {(2, *u.shape[1:])} like the frames, got "
+            f"{background.shape}"
+        )
+    frames = jnp.pad(u, ((empty, empty), (0, 0), (0, 0)))
+    count = len(frames)
+    time = jnp.linspace(0, 1, count, dtype=u.dtype)[:, None, None]
+    drifting = background[:1] + time * (background[1:] - background[:1])
+    noise = jax.random.normal(key, frames.shape, u.dtype)
+    level = jnp.broadcast_to(jnp.asarray(noise_level, u.dtype), u.shape[1:])
+    index = np.arange(count)
+    is_empty = (index < empty) | (index >= count - empty)
+    return frames + drifting + level[None] * noise, is_empty

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 
 BOLTZMANN = 1.380649e-23  # [J/K]
 VACUUM_PERMEABILITY = 4e-7 * math.pi  # [T m/A]
@@ -84,7 +84,7 @@ def _numbers(obj, name: str, last_axes: tuple[int, ...] = ()) -> np.ndarray | No
         raise ValueError(
             f"{where}: expected shape ending in {last_axes}, got {value.shape}"
         )
-    if np.issubdtype(value.dtype, np.floating) and not np.all(np.isfinite(value)):
+    if np.issubdtype(value.dtype, np.inexact) and not np.all(np.isfinite(value)):
         raise ValueError(f"{where}: expected finite numbers, got {value}")
     return value
 
@@ -97,6 +97,16 @@ def _positive(obj, name: str, last_axes: tuple[int, ...] = ()) -> None:
         )
 
 
+def _not_negative(obj, name: str) -> None:
+    if getattr(obj, name) is None:
+        return
+    value = _numbers(obj, name)
+    if value is not None and np.any(value < 0):
+        raise ValueError(
+            f"{type(obj).__name__}.{name}: expected a number >= 0 or None, got {value}"
+        )
+
+
 @_pytree
 class Tracer:
     """Single-domain particles in thermal equilibrium (Langevin).
@@ -104,25 +114,44 @@ class Tracer:
     core_diameter [m], saturation_magnetisation [A/m], temperature [K],
     iron_concentration: what image value 1 means, in mmol(Fe)/L = mol(Fe)/m^3 (used by
     the "si" scaling only).
+    diameter_spread: standard deviation of log(diameter) in a log-normal distribution of
+    the number of cores, whose median is core_diameter; None: one size. The mean over it
+    takes `diameter_nodes` Gauss-Hermite nodes (16: 2e-7 at spread 0.2, 4e-4 at 0.4).
+    relaxation_time [s]: Debye's, tau dM/dt = M_equilibrium - M; None: no relaxation.
     """
 
     core_diameter: Scalar = 30e-9
     saturation_magnetisation: Scalar = 8e5
     temperature: Scalar = 293.15
     iron_concentration: Scalar = 50.0
+    diameter_spread: Scalar | None = None
+    relaxation_time: Scalar | None = None
+    diameter_nodes: int = _static(default=16)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            _positive(self, field.name)
+        for name in (
+            "core_diameter",
+            "saturation_magnetisation",
+            "temperature",
+            "iron_concentration",
+        ):
+            _positive(self, name)
+        for name in ("diameter_spread", "relaxation_time"):
+            _not_negative(self, name)
+        if not isinstance(self.diameter_nodes, int) or self.diameter_nodes < 1:
+            raise ValueError(
+                "Tracer.diameter_nodes: expected a whole number >= 1, got "
+                f"{self.diameter_nodes}"
+            )
 
     @property
     def volume(self):
-        """Core volume [m^3]."""
+        """Core volume [m^3], of the median diameter."""
         return math.pi / 6 * self.core_diameter**3
 
     @property
     def moment(self):
-        """Magnetic moment m of one particle [A m^2]."""
+        """Magnetic moment m of one particle of median size [A m^2]."""
         return self.saturation_magnetisation * self.volume
 
     @property
@@ -135,16 +164,28 @@ class Tracer:
     def number_density(self):
         """Particles per volume [1/m^3] at image value 1."""
         per_mole = MAGNETITE_MOLAR_MASS / (3 * MAGNETITE_DENSITY)
-        return self.iron_concentration * per_mole / self.volume
+        iron = self.iron_concentration * (per_mole * 6 / math.pi)
+        if self.diameter_spread is not None:
+            # The mean volume of the log-normal distribution over that of its median.
+            iron = iron / jnp.exp(4.5 * jnp.asarray(self.diameter_spread) ** 2)
+        # One diameter at a time: volume^2, in the derivative, underflows in float32.
+        d = self.core_diameter
+        return iron / d / d / d
 
 
 @_pytree
 class DriveField:
-    """Homogeneous sinusoidal fields along x, y, z, locked to one base frequency.
+    """Homogeneous periodic fields along x, y, z, locked to one base frequency.
 
     amplitude [3] T, phase [3] turns (0: sine, 1/4: cosine), base_frequency [Hz].
     Axis d swings at base_frequency / divider[d]; divider 0 means not driven. Sampling
-    runs at oversampling * base_frequency over one common period.
+    runs at oversampling * base_frequency over one common period, so that V grows with
+    it; Receiver.oversample simulates finer and keeps V.
+    waveform [3]: "sine" or "triangle" (rises through 0 at phase 0, constant speed).
+
+    Neighbouring dividers make a Lissajous path; (102, 102 * n, 0) with waveform
+    ("sine", "triangle", "sine") a Cartesian one: n fast lines a slow period, evenly
+    spaced, up and down again.
     """
 
     amplitude: Vector
@@ -152,6 +193,7 @@ class DriveField:
     phase: Vector = (0.0, 0.0, 0.0)
     base_frequency: Scalar = 2.5e6
     oversampling: int = _static(default=1)
+    waveform: tuple[str, str, str] = _static(default=("sine",) * 3)
 
     def __post_init__(self):
         _numbers(self, "amplitude", (3,))
@@ -171,6 +213,11 @@ class DriveField:
             raise ValueError(
                 "DriveField.oversampling: expected a whole number >= 1, got "
                 f"{self.oversampling}"
+            )
+        if len(self.waveform) != 3 or not set(self.waveform) <= {"sine", "triangle"}:
+            raise ValueError(
+                "DriveField.waveform: expected 3 of 'sine' and 'triangle', got "
+                f"{self.waveform}"
             )
 
     @property
@@ -208,6 +255,18 @@ class DriveField:
         rate = 2 * np.pi * jnp.asarray(self.frequencies)[None]
         s = sine * jnp.cos(start) + cosine * jnp.sin(start)
         ds = rate * (cosine * jnp.cos(start) - sine * jnp.sin(start))
+        if "triangle" in self.waveform:
+            triangle = np.array([w == "triangle" for w in self.waveform])[None]
+            # Turns since the upper corner; quarter turns meet the corners exactly, where
+            # the derivative is the mean of both sides.
+            turns = (
+                jnp.asarray((self.turns() - 0.25) % 1) + jnp.asarray(self.phase)[None]
+            )
+            turns = turns % 1
+            slope = jnp.where(turns > 0.5, 4.0, -4.0)
+            slope = jnp.where((turns == 0) | (turns == 0.5), 0.0, slope)
+            s = jnp.where(triangle, 4 * jnp.abs(turns - 0.5) - 1, s)
+            ds = jnp.where(triangle, jnp.asarray(self.frequencies)[None] * slope, ds)
         return amplitude * s, amplitude * ds
 
 
@@ -245,6 +304,7 @@ class SelectionField:
     """Static field offset + gradient @ r; the field-free point is where B vanishes.
 
     gradient [3, 3] T/m, symmetric and free of divergence (trace 0); offset [3] T.
+    diag(-g, g, 0) has a field-free line along z. Offsets shift the scanned patch.
     """
 
     gradient: Matrix
@@ -267,25 +327,40 @@ class SelectionField:
 
 @_pytree
 class Receiver:
-    """Homogeneous receive coils.
+    """Receive coils and what follows them.
 
-    sensitivity [C, 3]: field per ampere of each coil [T/A] (reciprocity). scaling:
-    "si" gives volts, with the minus sign of induction; "moment" gives A m^2/s per unit
-    image with a plus sign and takes sensitivity as plain direction (MPIRF's convention).
+    sensitivity: field per ampere of each coil [T/A] (reciprocity), [C, 3] homogeneous or
+    [C, 3, P] at each pixel of the scanner's grid. scaling: "si" gives volts, with the
+    minus sign of induction; "moment" gives A m^2/s per unit image with a plus sign and
+    takes sensitivity as plain direction (MPIRF's convention).
+    transfer_function [C, K] complex: u^ is multiplied by it; None: 1.
+    oversample: simulate at that multiple of the sampling rate and keep the frequencies
+    up to half the sampling rate (an ideal low-pass); 1 samples the signal as it is, and
+    harmonics beyond fold back.
     """
 
-    sensitivity: Float[Array | np.ndarray, "*batch C axes"]
+    sensitivity: Float[Array | np.ndarray, "*batch_and_map"]
     scaling: str = _static(default="moment")
+    transfer_function: Complex[Array | np.ndarray, "*batch C K"] | None = None
+    oversample: int = _static(default=1)
 
     def __post_init__(self):
         if self.scaling not in ("moment", "si"):
             raise ValueError(
                 f"Receiver.scaling: expected 'moment' or 'si', got {self.scaling!r}"
             )
-        value = _numbers(self, "sensitivity")
-        if value is not None and (value.ndim < 2 or value.shape[-1] != 3):
+        shape = self.sensitivity.shape
+        if len(shape) < 2 or (shape[-1] != 3 and (len(shape) < 3 or shape[-2] != 3)):
             raise ValueError(
-                f"Receiver.sensitivity: expected shape [C, 3], got {value.shape}"
+                f"Receiver.sensitivity: expected shape [C, 3] or [C, 3, P], got {shape}"
+            )
+        _numbers(self, "sensitivity")
+        if self.transfer_function is not None:
+            _numbers(self, "transfer_function")
+        if not isinstance(self.oversample, int) or self.oversample < 1:
+            raise ValueError(
+                f"Receiver.oversample: expected a whole number >= 1, got "
+                f"{self.oversample}"
             )
 
 
@@ -344,6 +419,35 @@ class Grid:
         zz, yy, xx = jnp.meshgrid(z, y, x, indexing="ij")
         return jnp.stack([xx, yy, zz], axis=-1).reshape(-1, 3)
 
+    def refined(self, factor: int) -> Grid:
+        """The same field of view with `factor` pixels in place of one, on each axis.
+
+        For phantoms: a signal from a finer grid than the reconstruction's is no inverse
+        crime. In "moment" scaling each pixel counts by its value, whatever its size, so
+        signals of a refined grid are factor^(number of axes) larger; "si" is per volume.
+        """
+        if not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"factor: expected a whole number >= 1, got {factor}")
+        shape = tuple(factor * n for n in self.shape)
+        return dataclasses.replace(self, shape=shape)
+
+    def average(
+        self, fine: Float[Array | np.ndarray, "*batch_and_fine_grid"]
+    ) -> Float[Array, "*batch_and_grid"]:
+        """Mean of each pixel of images [..., *shape] on a refined grid of this one."""
+        n = len(self.shape)
+        batch, axes = fine.shape[: fine.ndim - n], fine.shape[fine.ndim - n :]
+        if len(axes) != n or any(
+            a % b or a < b for a, b in zip(axes, self.shape, strict=True)
+        ):
+            raise ValueError(
+                f"fine: expected trailing axes that are multiples of {self.shape}, got "
+                f"shape {list(fine.shape)}"
+            )
+        split = [k for a, b in zip(axes, self.shape, strict=True) for k in (b, a // b)]
+        within = tuple(range(len(batch) + 1, len(batch) + 2 * n, 2))
+        return jnp.mean(jnp.asarray(fine).reshape(*batch, *split), axis=within)
+
 
 @_pytree
 class Scanner:
@@ -355,6 +459,21 @@ class Scanner:
     receiver: Receiver
     grid: Grid
 
+    def __post_init__(self):
+        shape, p = self.receiver.sensitivity.shape, self.grid.size
+        if shape[-1] != 3 and shape[-1] != p:
+            raise ValueError(
+                f"Receiver.sensitivity: expected [C, 3] or [C, 3, {p}] like the grid, "
+                f"got {shape}"
+            )
+        wanted = (self.channels, self.samples // 2 + 1)
+        transfer = self.receiver.transfer_function
+        if transfer is not None and transfer.shape[-2:] != wanted:
+            raise ValueError(
+                f"Receiver.transfer_function: expected shape {wanted} (channels, rfft "
+                f"bins of a period), got {transfer.shape}"
+            )
+
     @property
     def samples(self) -> int:
         """V, samples per period and channel."""
@@ -363,10 +482,23 @@ class Scanner:
     @property
     def channels(self) -> int:
         """C, receive channels."""
-        return self.receiver.sensitivity.shape[-2]
+        shape = self.receiver.sensitivity.shape
+        return shape[-2] if len(shape) == 2 else shape[-3]
 
     def field_free_point(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
-        """Position [V, 3] m and velocity [V, 3] m/s of the field-free point."""
+        """Position [V, 3] m and velocity [V, 3] m/s of the field-free point.
+
+        Raises ValueError where the selection field vanishes along a line.
+        """
+        gradient = self.selection_field.gradient
+        if not isinstance(gradient, jax.core.Tracer):
+            size = np.abs(np.linalg.eigvalsh(np.asarray(gradient, np.float64)))
+            if np.any(size.min(axis=-1) <= 1e-6 * size.max(axis=-1)):
+                raise ValueError(
+                    "SelectionField.gradient: expected an invertible matrix, of a field "
+                    "that vanishes in one point; this one has a field-free line: "
+                    f"{np.asarray(gradient).tolist()}"
+                )
         field, rate = self.drive_field.field()
         inverse = jnp.linalg.inv(jnp.asarray(self.selection_field.gradient))
         offset = jnp.asarray(self.selection_field.offset)[None]
@@ -395,7 +527,8 @@ def paper(
     The paper fixes the field of view, the Lissajous path and the signal length; only
     the ratio amplitude / gradient = 6.4 mm follows from it. amplitude [T], gradient
     [T/m] along x and y and field_of_view [m] default to the values nearest to those of
-    the paper's simulator MPIRF, the tracer to MPIRF's (30 nm, 8e5 A/m, 20 C).
+    the paper's simulator MPIRF, the tracer to MPIRF's (30 nm, 8e5 A/m, 20 C). A Bruker
+    scanner reaches amplitude=8e-3, gradient=1.25 and amplitude=6.4e-3, gradient=1.0.
     """
     return Scanner(
         tracer=tracer or Tracer(),
@@ -454,6 +587,39 @@ def mpirf(
             ),
         ),
     )
+
+
+def circular_coil(
+    grid: Grid,
+    *,
+    radius: float,
+    centre: Vector,
+    axis: Vector,
+    segments: int = 256,
+) -> np.ndarray:
+    """Sensitivity [3, P] T/A of one circular turn at the grid's pixels (Biot-Savart).
+
+    radius and centre [3] in m, axis [3]: direction of the coil's normal. Sums straight
+    pieces of wire on the host in float64; stack the maps of C coils for a Receiver. On
+    its axis a turn makes mu0 R^2 / (2 (R^2 + z^2)^(3/2)).
+    """
+    if not radius > 0 or segments < 3 or not np.any(axis):
+        raise ValueError(
+            "circular_coil: expected radius > 0, segments >= 3 and an axis that isn't "
+            f"zero, got {radius}, {segments}, {list(axis)}"
+        )
+    normal = np.asarray(axis, np.float64) / np.linalg.norm(axis)
+    across = np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))])
+    across /= np.linalg.norm(across)
+    angle = 2 * np.pi * np.arange(segments)[:, None] / segments
+    spoke = np.cos(angle) * across + np.sin(angle) * np.cross(normal, across)
+    step = radius * 2 * np.pi / segments * np.cross(normal, spoke)
+    points = np.asarray(grid.positions(), np.float64) - np.asarray(centre, np.float64)
+    field = np.zeros_like(points)
+    for wire, piece in zip(radius * spoke, step, strict=True):
+        to = points - wire
+        field += np.cross(piece, to) / np.linalg.norm(to, axis=1, keepdims=True) ** 3
+    return VACUUM_PERMEABILITY / (4 * np.pi) * field.T
 
 
 # Perimag's core size is not documented; 0.6 T/mu0 is bulk magnetite.

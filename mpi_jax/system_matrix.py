@@ -2,6 +2,13 @@
 
 S [C, V, P] time domain, S^ [C, K, P] its unnormalised rfft over the period, rows [M, P]
 what solvers take. u = S c; pixels are flat in the order of `image.reshape(-1)`.
+
+Joint problems need no more than stacking what is here:
+- Patches: one scanner per offset of the selection field, all on one joint grid; rows
+  below each other, `jnp.concatenate([rows_1, rows_2, ...])` [sum M, P], and spectra
+  likewise. The offsets are a leaf, so `jax.vmap` over them makes all patches at once.
+- Colours: one scanner per tracer; columns beside each other, [M, A * P], and the
+  solution [A * P] holds one image a tracer: `c.reshape(A, *grid.shape)`.
 """
 
 from __future__ import annotations
@@ -15,6 +22,10 @@ from jaxtyping import Array, Complex, Float, Inexact
 
 from mpi_jax import physics
 from mpi_jax.scanner import Scanner
+
+# Numbers in the signals of the voxels transformed at once: enough to fill the machine,
+# few enough to stay in its caches.
+_CHUNK = 2**21
 
 
 def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
@@ -30,6 +41,15 @@ def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
 @partial(jax.jit, static_argnames="model")
 def _simulate(scanner, model):
     dtype = jnp.result_type(float)
+    shape = (scanner.channels, scanner.samples, scanner.grid.size)
+    empty = jnp.zeros(shape, dtype)
+    if physics.filtered(scanner):
+        # What follows the coils acts on whole periods: some voxels at a time.
+        def columns(pixels):
+            spectra = physics.pixel_spectra(scanner, pixels, model)
+            return physics.signal(scanner, spectra).transpose(1, 2, 0)
+
+        return _fill(empty, columns, *_chunks(scanner))
     field, rate = (a.astype(dtype) for a in scanner.drive_field.field())
     starts, length = physics.block_starts(scanner)
 
@@ -43,21 +63,134 @@ def _simulate(scanner, model):
             matrix, block(start), start, axis=1
         ), None
 
-    shape = (scanner.channels, scanner.samples, scanner.grid.size)
-    matrix, _ = jax.lax.scan(write, jnp.zeros(shape, dtype), jnp.asarray(starts))
+    matrix, _ = jax.lax.scan(write, empty, jnp.asarray(starts))
     return matrix
+
+
+def _chunks(scanner: Scanner, count: int | None = None) -> tuple[np.ndarray, int]:
+    """Starts and length of chunks of `count` voxels, all by default.
+
+    The last one is moved back, like physics.block_starts.
+    """
+    count = count or scanner.grid.size
+    per_voxel = scanner.channels * physics.inner(scanner).samples
+    length = min(count, max(1, _CHUNK // per_voxel))
+    return np.minimum(np.arange(0, count, length), count - length), length
+
+
+def _fill(matrix, columns, starts, length):
+    """matrix [..., P] with `columns(voxels)` [..., length] written chunk by chunk."""
+    columns = jax.checkpoint(columns)
+
+    def write(matrix, start):
+        part = columns(start + jnp.arange(length))
+        return jax.lax.dynamic_update_slice_in_dim(matrix, part, start, axis=-1), None
+
+    return jax.lax.scan(write, matrix, jnp.asarray(starts))[0]
+
+
+def simulate_rows(
+    scanner: Scanner, keep: np.ndarray, model: str = "tensor"
+) -> Complex[Array, "M P"]:
+    """Selected rows of S^ without the time-domain matrix in memory.
+
+    keep [C, K] boolean, see `frequency_selection` and `strongest`; the rows come in the
+    order of `select_rows`. Peak memory stays near the result: some voxels at a time are
+    simulated over a whole period and transformed.
+    """
+    physics.check_model(model)
+    keep = np.asarray(keep)
+    wanted = (scanner.channels, scanner.samples // 2 + 1)
+    _check_keep(keep, wanted, "channels and rfft bins of the scanner")
+    return _simulate_rows(scanner, np.flatnonzero(keep), model)
+
+
+@partial(jax.jit, static_argnames="model")
+def _simulate_rows(scanner, index, model):
+    def columns(pixels):
+        spectra = physics.pixel_spectra(scanner, pixels, model)
+        return jnp.take(spectra.reshape(len(pixels), -1), index, axis=1).T
+
+    dtype = jnp.result_type(complex)
+    empty = jnp.zeros((len(index), scanner.grid.size), dtype)
+    return _fill(empty, columns, *_chunks(scanner))
+
+
+def row_energies(
+    scanner: Scanner, model: str = "tensor", *, stride: int = 1
+) -> Float[Array, "C K"]:
+    """Mean of |S^|^2 over the voxels, for each channel and frequency.
+
+    stride: take every stride-th voxel of each axis only, counted from half a stride, an
+    estimate at a fraction of the cost. Unit: that of u^ squared.
+    """
+    physics.check_model(model)
+    if not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride: expected a whole number >= 1, got {stride}")
+    index = np.arange(scanner.grid.size).reshape(scanner.grid.shape)
+    taken = tuple(slice(min(stride, n) // 2, None, stride) for n in index.shape)
+    return _row_energies(scanner, index[taken].reshape(-1), model)
+
+
+@partial(jax.jit, static_argnames="model")
+def _row_energies(scanner, voxels, model):
+    starts, length = _chunks(scanner, len(voxels))
+
+    @jax.checkpoint
+    def energy(start, fresh):
+        part = jax.lax.dynamic_slice_in_dim(jnp.asarray(voxels), start, length)
+        spectra = physics.pixel_spectra(scanner, part, model)
+        # The last chunk repeats some voxels of the one before.
+        new = (jnp.arange(length) >= fresh)[:, None, None]
+        return jnp.sum(jnp.where(new, spectra.real**2 + spectra.imag**2, 0), axis=0)
+
+    def add(total, start):
+        return total + energy(*start), None
+
+    shape = (scanner.channels, scanner.samples // 2 + 1)
+    fresh = np.arange(len(starts)) * length - starts
+    total, _ = jax.lax.scan(
+        add,
+        jnp.zeros(shape, jnp.result_type(float)),
+        (jnp.asarray(starts), jnp.asarray(fresh)),
+    )
+    return total / len(voxels)
+
+
+def strongest(
+    energies: Float[Array | np.ndarray, "C K"],
+    count: int,
+    keep: np.ndarray | None = None,
+) -> np.ndarray:
+    """Boolean [C, K]: the `count` rows of largest energy, among `keep` if given.
+
+    Raises ValueError where there are fewer than that.
+    """
+    energies = np.asarray(energies)
+    allowed = np.ones(energies.shape, bool) if keep is None else np.asarray(keep)
+    _check_keep(allowed, energies.shape, "the energies")
+    if not 1 <= count <= allowed.sum():
+        raise ValueError(
+            f"count: expected 1 to {allowed.sum()} rows (as many may be kept), got {count}"
+        )
+    order = np.argsort(np.where(allowed, -energies, np.inf), axis=None, kind="stable")
+    chosen = np.zeros(energies.size, bool)
+    chosen[order[:count]] = True
+    return chosen.reshape(energies.shape)
 
 
 @jax.jit
 def forward(
-    matrix: Float[Array | np.ndarray, "C V P"],
+    matrix: Inexact[Array | np.ndarray, "*rows P"],
     concentration: Float[Array | np.ndarray, "*batch_and_grid"],
-) -> Float[Array, "*batch C V"]:
-    """Voltages [..., C, V] of concentrations [..., ny, nx] (or [..., P]) from a cached S.
+) -> Inexact[Array, "*batch_and_rows"]:
+    """Signals of concentrations [..., ny, nx] (or [..., P]) from a cached matrix.
 
-    A batch is one matrix product. Raises ValueError where the pixels don't fit S.
+    S [C, V, P] gives voltages [..., C, V], rows [M, P] give [..., M], complex as they
+    are. A batch is one matrix product (for complex rows two, real and imaginary part).
+    Raises ValueError where the pixels don't fit the matrix.
     """
-    channels, samples, pixels = matrix.shape
+    *rows, pixels = matrix.shape
     batch, size = concentration.shape, 1
     while size < pixels and batch:
         size *= batch[-1]
@@ -71,9 +204,17 @@ def forward(
     # The transposes stay outside of the product: folded into it, as XLA would do, they
     # make it three times slower on CPU.
     columns = jax.lax.optimization_barrier(images.T)
-    u = jnp.matmul(matrix.reshape(-1, pixels), columns, precision="highest")
+    flat = matrix.reshape(-1, pixels)
+
+    def product(part):
+        return jnp.matmul(part, columns, precision="highest")
+
+    if jnp.iscomplexobj(flat):
+        u = jax.lax.complex(product(flat.real), product(flat.imag))
+    else:
+        u = product(flat)
     u = jax.lax.optimization_barrier(u)
-    return u.T.reshape(*batch, channels, samples)
+    return u.T.reshape(*batch, *rows)
 
 
 def to_frequency(matrix: Float[Array | np.ndarray, "C V P"]) -> Complex[Array, "C K P"]:
@@ -100,17 +241,21 @@ def select_rows(
     """
     spectra = jnp.asarray(spectra)
     axis = axis % spectra.ndim
-    if spectra.shape[axis - 1 : axis + 1] != keep.shape:
-        raise ValueError(
-            f"keep: expected shape {spectra.shape[axis - 1 : axis + 1]} like the spectra, "
-            f"got {keep.shape}"
-        )
-    if not np.any(keep):
-        raise ValueError("keep: expected at least one selected frequency, got none")
+    _check_keep(keep, spectra.shape[axis - 1 : axis + 1], "the spectra")
     flat = spectra.reshape(
         *spectra.shape[: axis - 1], keep.size, *spectra.shape[axis + 1 :]
     )
     return jnp.take(flat, np.flatnonzero(keep), axis=axis - 1)
+
+
+def _check_keep(keep: np.ndarray, shape: tuple[int, ...], like: str) -> None:
+    if keep.shape != tuple(shape) or keep.dtype != bool:
+        raise ValueError(
+            f"keep: expected shape {tuple(shape)} like {like}, boolean; got "
+            f"{keep.shape}, {keep.dtype}"
+        )
+    if not np.any(keep):
+        raise ValueError("keep: expected at least one selected frequency, got none")
 
 
 def frequency_selection(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 from mpi_jax import physics, scanner, system_matrix
 
@@ -16,7 +17,7 @@ def nrms(a, b):
 
 def reference_langevin(x):
     """L/x and L' where float64 does not cancel."""
-    return (1 / np.tanh(x) - 1 / x) / x, 1 / x**2 - 1 / np.sinh(x) ** 2
+    return (1 / np.tanh(x) - 1 / x) / x, 1 / x**2 - 1 / np.sinh(np.minimum(x, 300)) ** 2
 
 
 @pytest.mark.parametrize("x64, rtol", [(False, 4e-6), (True, 1e-12)])
@@ -89,17 +90,18 @@ def test_tensor_model_is_the_derivative_of_the_magnetisation():
     ],
 )
 def test_reference_numbers(x64, rtol, model, norm, x100, y100):
-    image = np.zeros((128, 128))
-    image[32, 42] = 1
+    """One unit pixel, and an image of ones (the tensor model's norm is known)."""
+    images = np.zeros((2, 128, 128))
+    images[0, 32, 42] = 1
+    images[1] = 1
     with jax.enable_x64(x64):
-        u = physics.voltage(scanner.paper(), image, model=model)
+        u, ones = physics.voltage(scanner.paper(), images, model=model)
         np.testing.assert_allclose(np.linalg.norm(u), norm, rtol=rtol)
         np.testing.assert_allclose(u[:, 100], [x100, y100], rtol=5 * rtol)
-
-
-def test_all_ones_image():
-    u = physics.voltage(scanner.paper(), np.ones((128, 128)))
-    np.testing.assert_allclose(np.linalg.norm(u), 8.7444534678e-07, rtol=1e-6)
+        if model == "tensor":
+            np.testing.assert_allclose(
+                np.linalg.norm(ones), 8.7444534678e-07, rtol=rtol
+            )
 
 
 def test_period_mean_is_zero():
@@ -128,32 +130,63 @@ def test_si_scaling():
     assert nrms(v, expected * np.asarray(u)) < 1e-6
 
 
+def complete(shape=(3, 3), *, oversample=2):
+    """A short 2D scan with everything that is off by default."""
+    rng = np.random.default_rng(11)
+    pixels = shape[0] * shape[1]
+    coil = np.eye(2, 3)[..., None] + 0.2 * rng.standard_normal((2, 3, pixels))
+    transfer = rng.standard_normal((2, 2, 41)) + 1
+    return scanner.Scanner(
+        scanner.Tracer(25e-9, diameter_spread=0.1, relaxation_time=2e-6),
+        scanner.DriveField((12e-3, 9e-3, 0.0), (16, 5, 0), base_frequency=4e5),
+        scanner.SelectionField(np.diag([-2.0, -2.0, 4.0])),
+        scanner.Receiver(coil, "si", transfer[0] + 1j * transfer[1], oversample),
+        scanner.Grid(shape, (12e-3, 9e-3, 1e-3)),
+    )
+
+
 @pytest.mark.parametrize("model", ["tensor", "mpirf"])
 def test_gradients_are_finite_and_right(model):
-    """Every parameter, with pixels that the field-free point hits exactly."""
-    s = scanner.paper(9)  # the centre pixel sees B = 0 at sample 0
-    image = jnp.ones((9, 9))
+    """Every parameter, with a pixel that the field-free point hits exactly."""
+    image = np.random.default_rng(12).random((3, 3))
 
+    def strong(s):
+        """Leaves as arrays of one type each, so that steps don't compile again."""
+        return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), s)
+
+    @jax.jit
+    @jax.value_and_grad
     def energy(s):
-        return jnp.sum((1e9 * physics.voltage(s, image, model=model)) ** 2)
+        return jnp.mean(physics.voltage(s, image, model=model) ** 2)
 
-    gradient = jax.grad(energy)(jax.tree.map(jnp.asarray, s))
+    gradient = energy(strong(complete()))[1]
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    assert len(leaves) == 12
+    assert len(leaves) == 15
     for path, leaf in leaves:
         assert np.isfinite(leaf).all(), path
     with jax.enable_x64(True):
-
-        def at(diameter, amplitude):
-            tracer = scanner.Tracer(core_diameter=diameter)
-            return energy(scanner.paper(9, tracer=tracer, amplitude=amplitude))
-
-        for k, (value, h) in enumerate(((30e-9, 1e-13), (12.8e-3, 1e-8))):
-            exact = jax.grad(at, k)(30e-9, 12.8e-3)
-            args = [30e-9, 12.8e-3]
-            ends = [[*args[:k], value + d, *args[k + 1 :]] for d in (h, -h)]
-            difference = (at(*ends[0]) - at(*ends[1])) / (2 * h)
-            np.testing.assert_allclose(exact, difference, rtol=1e-5)
+        values, build = jax.tree.flatten(strong(complete()))
+        value, exact = energy(build.unflatten(values))
+        for k, (leaf, slope) in enumerate(
+            zip(values, jax.tree.leaves(exact), strict=True)
+        ):
+            direction = np.random.default_rng(k).standard_normal(leaf.shape)
+            # Steps relative to the leaf, or to a millimetre and millitesla where it's 0.
+            size = float(np.max(np.abs(leaf))) or 1e-3
+            ends = [
+                energy(build.unflatten([*values[:k], leaf + d, *values[k + 1 :]]))[0]
+                for d in (1e-5 * size * direction, -1e-5 * size * direction)
+            ]
+            difference = (ends[0] - ends[1]) / 2e-5
+            # JAX's gradient of a complex leaf conjugates the direction's part.
+            along = size * np.sum(np.real(slope * direction))
+            np.testing.assert_allclose(
+                along,
+                difference,
+                rtol=1e-5,
+                atol=1e-7 * value,
+                err_msg=str(leaves[k][0]),
+            )
 
 
 def test_linear_and_batched():
@@ -194,6 +227,222 @@ def test_noise_meets_its_snr():
     np.testing.assert_allclose(10 * np.log10(power / noise), snr, atol=0.4)
     clean = physics.add_noise(jax.random.key(0), u, np.inf)
     np.testing.assert_array_equal(clean, u)
+
+
+def test_size_distribution():
+    """<m beta D> by quadrature over the log-normal density, and iron per particle."""
+    spread, median = 0.2, 15e-9
+    tracer = scanner.Tracer(median, diameter_spread=spread)
+    one = scanner.Tracer(median)
+
+    def mean(function):
+        def density(t):
+            return function(np.exp(spread * t)) * np.exp(-(t**2) / 2)
+
+        return scipy.integrate.quad(density, -9, 9, limit=200)[0] / np.sqrt(2 * np.pi)
+
+    with jax.enable_x64(True):
+        for x in (0.5, 3.0, 20.0):
+            f, q = physics.tracer_kernel(tracer, jnp.array(x**2))
+            across = mean(lambda r, x=x: r**6 * reference_langevin(r**3 * x)[0])
+            along = mean(lambda r, x=x: r**6 * reference_langevin(r**3 * x)[1])
+            np.testing.assert_allclose(f, across, rtol=1e-5)
+            np.testing.assert_allclose(f + x**2 * q, along, rtol=1e-5)
+        ratio = one.number_density / tracer.number_density
+        np.testing.assert_allclose(ratio, mean(lambda r: r**3), rtol=1e-9)
+        flat = scanner.Tracer(median, diameter_spread=0.0)
+        z = jnp.array([0.0, 0.3, 50.0])
+        for got, expected in zip(
+            physics.tracer_kernel(flat, z), physics.langevin(z), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
+def one_dimensional(relaxation_time=None, **receiver):
+    return scanner.Scanner(
+        scanner.Tracer(relaxation_time=relaxation_time),
+        scanner.DriveField((12.8e-3, 0.0, 0.0), (102, 0, 0)),
+        scanner.SelectionField(np.diag([-2.0, -2.0, 4.0])),
+        scanner.Receiver(np.eye(1, 3), **receiver),
+        scanner.Grid((1, 1), (1e-3,) * 3, (2e-3, 0.0, 0.0)),
+    )
+
+
+def test_relaxation_solves_its_equation():
+    """tau dM/dt = M_eq - M, integrated for three periods; dM/dt of the last one."""
+    tau, period, fine = 3e-6, 102 / 2.5e6, 32
+    with jax.enable_x64(True):
+        tracer = scanner.Tracer()
+        beta, moment = float(tracer.beta), float(tracer.moment)
+
+        def equilibrium(t):
+            x = beta * (12.8e-3 * np.sin(2 * np.pi * t / period) - 2.0 * 2e-3)
+            return moment * (1 / np.tanh(x) - 1 / x)
+
+        t = (2 + np.arange(102 * fine) / (102 * fine)) * period
+        m = scipy.integrate.solve_ivp(
+            lambda t, m: (equilibrium(t) - m) / tau,
+            (0, 3 * period),
+            [0.0],
+            "DOP853",
+            t,
+            rtol=1e-10,
+            atol=1e-28,
+        ).y[0]
+        spectrum = np.fft.rfft((equilibrium(t) - m) / tau)[:52] / fine
+        u = physics.voltage(one_dimensional(tau, oversample=4), np.ones((1, 1)))
+        assert nrms(u[0], np.fft.irfft(spectrum, 102)) < 1e-6
+        sampled = physics.voltage(one_dimensional(tau), np.ones((1, 1)))
+        assert 1e-3 < nrms(sampled[0], np.fft.irfft(spectrum, 102)) < 0.05
+
+
+def test_low_pass_and_transfer_function():
+    """Against NumPy's transforms of a finely sampled signal."""
+    with jax.enable_x64(True):
+        plain = one_dimensional()
+        fine = dataclasses.replace(
+            plain, drive_field=dataclasses.replace(plain.drive_field, oversampling=8)
+        )
+        u = np.asarray(physics.voltage(fine, np.ones((1, 1))))
+        assert u.shape == (1, 816)
+        rng = np.random.default_rng(6)
+        a = rng.standard_normal((1, 52)) + 1j * rng.standard_normal((1, 52))
+        expected = np.fft.irfft(a * np.fft.rfft(u)[:, :52] / 8, 102)
+        both = one_dimensional(oversample=8, transfer_function=a)
+        assert nrms(physics.voltage(both, np.ones((1, 1))), expected) < 1e-12
+        # Point sampling folds harmonics beyond 1.25 MHz back.
+        alone = one_dimensional(oversample=8)
+        folded = physics.voltage(plain, np.ones((1, 1)))
+        assert nrms(physics.voltage(alone, np.ones((1, 1))), folded) > 1e-3
+
+
+def test_coil_map():
+    """Each pixel's signal is its coil vector times the three field directions."""
+    rng = np.random.default_rng(7)
+    plain, coil = scanner.paper((2, 3)), rng.standard_normal((2, 3, 6))
+
+    def with_coil(sensitivity):
+        receiver = scanner.Receiver(sensitivity)
+        return dataclasses.replace(plain, receiver=receiver)
+
+    directions = np.asarray(system_matrix.simulate(with_coil(np.eye(3))))
+    expected = np.einsum("ckp,ktp->ctp", coil, directions)
+    assert nrms(system_matrix.simulate(with_coil(coil)), expected) < 1e-6
+    image = rng.random((2, 3))
+    assert (
+        nrms(physics.voltage(with_coil(coil), image), expected @ image.ravel()) < 1e-6
+    )
+
+
+def test_field_free_line():
+    """Nothing changes along the line, whichever way the particles are shifted."""
+    s = dataclasses.replace(
+        scanner.paper(),
+        selection_field=scanner.SelectionField(np.diag([-2.0, 2.0, 0.0])),
+        grid=scanner.Grid((3, 2, 2), (4e-3, 4e-3, 9e-3)),
+    )
+    matrix = np.asarray(system_matrix.simulate(s)).reshape(2, 1632, 3, 4)
+    assert np.max(np.abs(matrix)) > 0
+    np.testing.assert_allclose(matrix, matrix[:, :, :1].repeat(3, axis=2), rtol=1e-6)
+
+
+def test_finer_phantom_converges():
+    """A smooth blob on refined grids: the error falls with the square of the pitch."""
+
+    def signal(factor):
+        s = dataclasses.replace(
+            scanner.paper(8, gradient=1.0, amplitude=6.4e-3),
+            receiver=scanner.Receiver(np.eye(2, 3), "si"),
+        )
+        grid = s.grid.refined(factor)
+        x, y, _ = np.asarray(grid.positions()).T
+        blob = np.exp(-(((x - 1e-3) ** 2 + (y + 2e-3) ** 2) / 1.5e-3**2))
+        s = dataclasses.replace(s, grid=grid)
+        return physics.voltage(s, blob.reshape(grid.shape))
+
+    best = np.asarray(signal(8))
+    coarse, fine = nrms(signal(1), best), nrms(signal(2), best)
+    assert fine < coarse / 3 and fine < 0.01
+
+
+def test_adjoints():
+    """<A c, w> = <c, A^T w> for the matrix-free signal with everything on."""
+    with jax.enable_x64(True):
+        s, rng = complete(), np.random.default_rng(8)
+        image, weight = rng.random((3, 3)), rng.standard_normal((2, 80))
+        u, back = jax.vjp(lambda c: physics.voltage(s, c), image)
+        np.testing.assert_allclose(
+            np.sum(u * weight), np.sum(back(weight)[0] * image), rtol=1e-12
+        )
+
+
+def test_thermal_noise():
+    # PHYSICS: 185 micro-ohm at 310 K over 1.25 MHz are 1.99 nV.
+    sigma = physics.thermal_noise_level(185e-6, 310.0, 1.25e6)
+    np.testing.assert_allclose(sigma, 1.99e-9, rtol=1e-3)
+    averaged = physics.thermal_noise_level(185e-6, 310.0, 1.25e6, averages=100)
+    np.testing.assert_allclose(averaged, sigma / 10)
+    with pytest.raises(ValueError, match="averages: expected a positive"):
+        physics.thermal_noise_level(185e-6, 310.0, 1.25e6, averages=0)
+
+
+def test_noise_per_channel():
+    u = jnp.stack([jnp.ones(20_000), 100 * jnp.ones(20_000)])
+    noisy = physics.add_noise(jax.random.key(1), u, 20.0, per_channel=True)
+    np.testing.assert_allclose(np.std(noisy - u, axis=1), [0.1, 10.0], rtol=0.02)
+
+
+def test_feed_through():
+    """Its spectrum has one line for each harmonic, of the amplitude and phase given."""
+    rng = np.random.default_rng(9)
+    amplitude, phase = rng.random((2, 3, 2)), rng.random((2, 3, 2))
+    s = complete()  # 80 samples: x drives bin 5, y bin 16
+    transfer = s.receiver.transfer_function
+    expected = np.zeros((2, 41), complex)
+    for axis, step in ((0, 5), (1, 16)):
+        for h in (1, 2):
+            line = amplitude[:, axis, h - 1] * np.exp(
+                2j * np.pi * phase[:, axis, h - 1]
+            )
+            expected[:, h * step] += 40 * line * transfer[:, h * step]
+    with jax.enable_x64(True):
+        got = np.fft.rfft(physics.feed_through(s, amplitude, phase))
+    np.testing.assert_allclose(got, expected, atol=1e-10)
+    with pytest.raises(ValueError, match="at most 2 on axis 1"):
+        physics.feed_through(s, np.ones((2, 3, 3)), np.ones((2, 3, 3)))
+    with pytest.raises(ValueError, match="phase: expected shape"):
+        physics.feed_through(s, amplitude, phase[:1])
+
+
+def test_measured_frames():
+    """Interpolating the empty frames removes a linear drift exactly."""
+    rng = np.random.default_rng(10)
+    u = jnp.asarray(rng.random((5, 2, 400)), jnp.float32)
+    background = jnp.asarray(rng.random((2, 2, 400)), jnp.float32)
+    frames, empty = physics.measure(jax.random.key(0), u, background, empty=2)
+    frames = np.asarray(frames)
+    np.testing.assert_array_equal(np.flatnonzero(empty), [0, 1, 7, 8])
+    np.testing.assert_allclose(frames[0], background[0])
+    np.testing.assert_allclose(frames[8], background[1], atol=1e-6)
+    share = (np.arange(2, 7) / 8)[:, None, None]
+    clean = frames[2:7] - ((1 - share) * frames[0] + share * frames[8])
+    np.testing.assert_allclose(clean, u, atol=1e-6)
+    level = jnp.array([[0.1], [2.0]])
+    noisy, _ = physics.measure(jax.random.key(1), u, background, level, empty=2)
+    np.testing.assert_allclose(
+        np.std(noisy - frames, axis=(0, 2)), [0.1, 2.0], rtol=0.05
+    )
+    with pytest.raises(ValueError, match="background: expected shape"):
+        physics.measure(jax.random.key(1), u, background[:1])
+    with pytest.raises(ValueError, match="empty: expected at least 1"):
+        physics.measure(jax.random.key(1), u, background, empty=0)
+
+
+def test_repeated_end_point_cannot_be_filtered():
+    s = scanner.mpirf(amplitude=(1.6e-3, 1.6e-3))
+    s = dataclasses.replace(s, tracer=scanner.Tracer(relaxation_time=1e-6))
+    with pytest.raises(ValueError, match="whole periods"):
+        physics.voltage(s, np.ones(s.grid.shape))
 
 
 def test_bad_input():

@@ -99,9 +99,114 @@ def test_pytree_under_transformations():
     np.testing.assert_allclose(gradient(12.8e-3), 1.0, rtol=1e-3)
 
 
+def test_one_dimensional_path():
+    drive = scanner.DriveField((12e-3, 0.0, 0.0), (102, 0, 0), (0.25, 0.0, 0.0))
+    field, rate = drive.field()
+    assert field.shape == (102, 3) and not np.any(field[:, 1:])
+    angle = 2 * np.pi * np.arange(102) / 102
+    np.testing.assert_allclose(field[:, 0], 12e-3 * np.cos(angle), atol=1e-8)
+    omega = 2 * np.pi * 2.5e6 / 102
+    np.testing.assert_allclose(rate[:, 0], -12e-3 * omega * np.sin(angle), atol=1e-3)
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.25])
+def test_cartesian_path(phase):
+    """Six fast sine lines a slow triangle: period, places, derivatives, corners."""
+    with jax.enable_x64(True):
+        drive = scanner.DriveField(
+            (8e-3, 4e-3, 0.0),
+            (96, 6 * 96, 0),
+            (phase, phase, 0.0),
+            waveform=("sine", "triangle", "sine"),
+        )
+        s = scanner.paper()
+        s = dataclasses.replace(s, drive_field=drive)
+        field, rate, position = map(
+            np.asarray, (*drive.field(), s.field_free_point()[0])
+        )
+    assert drive.samples == 576
+    # Evenly spaced in y, edge to edge, up and down: 4 mT, 2 T/m.
+    y = np.unique(np.round(position[:, 1], 12))
+    np.testing.assert_allclose(y, np.linspace(-2e-3, 2e-3, 289), atol=1e-12)
+    np.testing.assert_allclose(np.max(position[:, 0]), 4e-3, rtol=1e-12)
+    # The fast line repeats, the slow axis turns half way.
+    np.testing.assert_allclose(field[96:, 0], field[:-96, 0], atol=1e-15)
+    np.testing.assert_allclose(field[288:, 1], -field[:288, 1], atol=1e-15)
+    spectral = np.fft.irfft(
+        np.fft.rfft(field[:, 0]) * 2j * np.pi * np.fft.rfftfreq(576, 1 / 2.5e6), 576
+    )
+    np.testing.assert_allclose(rate[:, 0], spectral, rtol=0, atol=1e-8)
+    centred = (np.roll(field[:, 1], -1) - np.roll(field[:, 1], 1)) / 2 * 2.5e6
+    np.testing.assert_allclose(rate[:, 1], centred, rtol=0, atol=1e-9)
+    assert np.sum(rate[:, 1] == 0) == 2  # the two corners
+
+
+def test_field_free_line_has_no_point():
+    s = scanner.paper(4)
+    line = scanner.SelectionField(np.diag([-2.0, 2.0, 0.0]))
+    with pytest.raises(ValueError, match="field-free line"):
+        dataclasses.replace(s, selection_field=line).field_free_point()
+
+
+def test_refined_grid_averages_back():
+    for shape in ((3, 4), (2, 3, 4)):
+        grid = scanner.Grid(shape, (4e-3, 3e-3, 2e-3), (1e-3, 0.0, 0.0))
+        fine = grid.refined(3)
+        assert fine.shape == tuple(3 * n for n in shape)
+        for axis in np.asarray(fine.positions()).T:
+            mean = grid.average(axis.reshape(1, *fine.shape))
+            assert mean.shape == (1, *shape)
+            coarse = np.asarray(grid.positions()).T
+            assert np.min([np.max(np.abs(mean.ravel() - c)) for c in coarse]) < 1e-9
+    with pytest.raises(ValueError, match="fine: expected trailing axes"):
+        grid.average(np.ones((3, 3, 4)))
+    with pytest.raises(ValueError, match="factor: expected"):
+        grid.refined(0)
+
+
+def test_circular_coil():
+    """On the axis in closed form; far away a dipole."""
+    radius, mu0 = 0.03, scanner.VACUUM_PERMEABILITY
+    grid = scanner.Grid((5, 1, 1), (1e-3, 1e-3, 50e-3), (0.01, -0.02, 0.0))
+    with jax.enable_x64(True):
+        z = np.asarray(grid.positions())[:, 2]
+        field = scanner.circular_coil(
+            grid, radius=radius, centre=(0.01, -0.02, 0.0), axis=(0, 0, 2.0)
+        )
+        far = scanner.Grid((1, 1), (1e-3,) * 3, (1.0, 2.0, -2.0))
+        dipole = scanner.circular_coil(
+            far, radius=radius, centre=(0, 0, 0), axis=(0, 1, 0)
+        )
+    expected = mu0 * radius**2 / (2 * (radius**2 + z**2) ** 1.5)
+    np.testing.assert_allclose(field[2], expected, rtol=1e-3)
+    np.testing.assert_allclose(field[:2], 0, atol=1e-12 * expected.max())
+    m, r = np.pi * radius**2 * np.array([0, 1, 0]), np.array([1.0, 2.0, -2.0])
+    expected = mu0 / (4 * np.pi * 27) * (3 * r * (m @ r) / 9 - m)
+    np.testing.assert_allclose(dipole[:, 0], expected, rtol=2e-3)
+
+
+def _with(receiver):
+    return dataclasses.replace(scanner.paper(4), receiver=receiver)
+
+
 @pytest.mark.parametrize(
     "build, words",
     [
+        (lambda: scanner.Tracer(diameter_spread=-0.1), "Tracer.diameter_spread"),
+        (lambda: scanner.Tracer(relaxation_time=-1e-6), "Tracer.relaxation_time"),
+        (lambda: scanner.Tracer(diameter_nodes=0), "Tracer.diameter_nodes"),
+        (
+            lambda: scanner.DriveField((1.0,) * 3, (3, 2, 0), waveform=("saw",) * 3),
+            "DriveField.waveform",
+        ),
+        (lambda: scanner.Receiver(np.eye(3), oversample=0), "Receiver.oversample"),
+        (lambda: _with(scanner.Receiver(np.ones((2, 3, 9)))), r"\[C, 3, 16\]"),
+        (
+            lambda: _with(
+                scanner.Receiver(np.eye(2, 3), "si", np.ones((2, 9), complex))
+            ),
+            r"transfer_function: expected shape \(2, 817\)",
+        ),
         (lambda: scanner.Tracer(core_diameter=-1e-9), "Tracer.core_diameter"),
         (lambda: scanner.Tracer(temperature=float("nan")), "Tracer.temperature"),
         (lambda: scanner.SelectionField(np.eye(3)), "trace 0"),

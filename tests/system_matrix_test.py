@@ -1,5 +1,7 @@
 """The matrix agrees with the matrix-free signal, in both domains, within its memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +26,126 @@ def test_product_equals_voltage(model, x64, tolerance):
         np.testing.assert_array_equal(flat, u)
 
 
+def nrms(a, b):
+    return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
+
+
+def everything(shape, relaxation_time=1e-6):
+    """A short 2D scan with all that is off by default, no two pixels alike."""
+    rng = np.random.default_rng(5)
+    transfer = rng.standard_normal((2, 2, 41))
+    coil = rng.standard_normal((2, 3, shape[0] * shape[1]))
+    return scanner.Scanner(
+        scanner.Tracer(25e-9, diameter_spread=0.1, relaxation_time=relaxation_time),
+        scanner.DriveField((12e-3, 9e-3, 0.0), (16, 5, 0), base_frequency=4e5),
+        scanner.SelectionField(np.diag([-2.0, -2.0, 4.0])),
+        scanner.Receiver(coil, "si", transfer[0] + 1j * transfer[1], oversample=3),
+        scanner.Grid(shape, (12e-3, 9e-3, 1e-3)),
+    )
+
+
+@pytest.mark.parametrize("x64, tolerance", [(False, 2e-6), (True, 1e-13)])
+def test_everything_on(monkeypatch, x64, tolerance):
+    """Time domain, rows, energies and matrix-free signal tell one story, in chunks."""
+    monkeypatch.setattr(system_matrix, "_CHUNK", 2 * 240 * 3)  # 3 of 10 pixels a time
+    with jax.enable_x64(x64):
+        s, rng = everything((2, 5)), np.random.default_rng(6)
+        matrix = np.asarray(system_matrix.simulate(s), np.float64)
+        assert matrix.shape == (2, 80, 10)
+        images = rng.random((3, 2, 5))
+        u = physics.voltage(s, images)
+        assert (
+            nrms(u, np.einsum("ctp,bp->bct", matrix, images.reshape(3, -1))) < tolerance
+        )
+        spectra = np.fft.rfft(matrix, axis=1)
+        keep = rng.random((2, 41)) < 0.5
+        keep[:, [0, -1]] = True  # also bins that have no phase
+        rows = system_matrix.simulate_rows(s, keep)
+        assert nrms(rows, spectra[keep]) < tolerance
+        energies = system_matrix.row_energies(s)
+        assert nrms(energies, np.mean(np.abs(spectra) ** 2, axis=2)) < tolerance
+        some = system_matrix.row_energies(s, stride=2)
+        taken = spectra.reshape(2, 41, 2, 5)[:, :, 1:2, 1::2].reshape(2, 41, 2)
+        assert nrms(some, np.mean(np.abs(taken) ** 2, axis=2)) < tolerance
+        measured = system_matrix.forward(rows, images)
+        assert nrms(measured, np.fft.rfft(u)[:, keep]) < tolerance
+
+
 def test_three_dimensions():
+    """Rows of a 3D calibration from the matrix-free signal's spectrum."""
     s = scanner.open_mpi_3d((3, 2, 2))
-    matrix = system_matrix.simulate(s)
-    assert matrix.shape == (3, 53856, 12)
     image = np.random.default_rng(1).random((3, 2, 2))
-    u = physics.voltage(s, image)
-    error = np.linalg.norm(system_matrix.forward(matrix, image) - u)
-    assert error < 1e-6 * np.linalg.norm(u)
+    u = np.asarray(physics.voltage(s, image), np.float64)
+    assert u.shape == (3, 53856)
+    energies = system_matrix.row_energies(s)
+    band = system_matrix.frequency_selection(s, min_frequency=80e3)
+    keep = system_matrix.strongest(energies, 300, band)
+    assert keep.sum() == 300 and not np.any(keep & ~band)
+    assert np.min(energies[keep]) >= np.max(np.where(band & ~keep, energies, 0))
+    rows = system_matrix.simulate_rows(s, keep)
+    assert rows.shape == (300, 12) and rows.dtype == jnp.complex64
+    assert nrms(system_matrix.forward(rows, image), np.fft.rfft(u)[keep]) < 1e-5
+    # Strong rows lie on the lines 528 mx + 561 my + 544 mz of few harmonics: all of the
+    # strongest 300 are far above the noise of float32.
+    assert np.min(energies[keep]) > 1e-6 * np.max(energies)
+
+
+def test_patches_and_colours():
+    """Stacked rows of shifted patches, stacked columns of two tracers."""
+    base = scanner.paper((4, 6), field_of_view=12e-3)
+    pitch = 2e-3  # along x: an offset of gradient x pitch moves the patch one column
+    grid = dataclasses.replace(base.grid, field_of_view=(12e-3, 8e-3, 1e-3))
+
+    def patch(offset):
+        field = scanner.SelectionField(base.selection_field.gradient, offset)
+        return dataclasses.replace(base, selection_field=field, grid=grid)
+
+    offsets = jnp.array([[0.0, 0, 0], [2.0 * pitch, 0, 0]])
+    first, second = jax.vmap(lambda o: system_matrix.simulate(patch(o)))(offsets)
+    moved = np.asarray(second).reshape(2, 1632, 4, 6)
+    still = np.asarray(first).reshape(2, 1632, 4, 6)
+    # Field +2 T/m * pitch with gradient -2 T/m: the patch moves by one column to +x.
+    np.testing.assert_allclose(
+        moved[..., 1:], still[..., :-1], atol=2e-5 * np.abs(still).max()
+    )
+    image = np.random.default_rng(3).random((4, 6))
+    joint = jnp.concatenate([first, second])
+    u = system_matrix.forward(joint, image)
+    assert nrms(u[2:], physics.voltage(patch((4e-3, 0.0, 0.0)), image)) < 1e-5
+
+    small = dataclasses.replace(base, tracer=scanner.Tracer(20e-9))
+    columns = [system_matrix.simulate(s) for s in (base, small)]
+    both = jnp.concatenate(columns, axis=-1)
+    pair = np.random.default_rng(4).random((2, 4, 6))
+    expected = sum(
+        np.asarray(physics.voltage(s, c))
+        for s, c in zip((base, small), pair, strict=True)
+    )
+    assert nrms(system_matrix.forward(both, pair), expected) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [(3, 7), (5,)])
+@pytest.mark.parametrize("kind", [float, complex])
+def test_forward_adjoint(rows, kind):
+    """Re <A c, w> = <c, Re A^H w> in float64."""
+    rng = np.random.default_rng(7)
+
+    def draw(shape):
+        a = rng.standard_normal(shape)
+        return a + 1j * rng.standard_normal(shape) if kind is complex else a
+
+    with jax.enable_x64(True):
+        matrix, images, weight = (
+            draw((*rows, 6)),
+            rng.random((4, 2, 3)),
+            draw((4, *rows)),
+        )
+        u, back = jax.vjp(lambda c: system_matrix.forward(matrix, c), images)
+        expected = np.einsum("...p,bp->b...", matrix, images.reshape(4, 6))
+        np.testing.assert_allclose(u, expected, rtol=1e-12)
+        adjoint = back(jnp.asarray(weight).conj())[0]
+        product = np.sum((np.asarray(u) * weight.conj()).real)
+        np.testing.assert_allclose(np.sum(adjoint * images), product, rtol=1e-12)
 
 
 def test_peak_memory():
@@ -43,19 +157,29 @@ def test_peak_memory():
     assert memory.temp_size_in_bytes < result
 
 
-def test_differentiable():
-    image = jnp.ones((5, 5))
+def test_differentiable(monkeypatch):
+    """Rows and time-domain matrix in size spread and relaxation, float64."""
+    monkeypatch.setattr(system_matrix, "_CHUNK", 2 * 240 * 3)
+    keep = np.ones((2, 41), bool)
 
-    def energy(diameter):
-        s = scanner.paper(5, tracer=scanner.Tracer(core_diameter=diameter))
-        return 1e15 * jnp.sum(
-            system_matrix.forward(system_matrix.simulate(s), image) ** 2
+    @jax.jit
+    def energy(tau, diameter):
+        s = everything((2, 2), tau)
+        s = dataclasses.replace(
+            s, tracer=dataclasses.replace(s.tracer, core_diameter=diameter)
         )
+        rows = system_matrix.simulate_rows(s, keep)
+        matrix = system_matrix.simulate(s)
+        return jnp.sum(jnp.abs(rows) ** 2) + jnp.sum(matrix**2 * weight)
 
     with jax.enable_x64(True):
-        exact, h = jax.grad(energy)(30e-9), 1e-13
-        difference = (energy(30e-9 + h) - energy(30e-9 - h)) / (2 * h)
-        np.testing.assert_allclose(exact, difference, rtol=1e-5)
+        weight = np.random.default_rng(8).random((2, 80, 4))
+        at = (1e-6, 25e-9)
+        exact = jax.jit(jax.grad(energy, (0, 1)))(*at)
+        for k, h in enumerate((1e-11, 1e-13)):
+            up, down = ([*at[:k], at[k] + d, *at[k + 1 :]] for d in (h, -h))
+            difference = (energy(*up) - energy(*down)) / (2 * h)
+            np.testing.assert_allclose(exact[k], difference, rtol=1e-5)
 
 
 def test_frequency_domain():
@@ -91,3 +215,11 @@ def test_bad_input():
         system_matrix.select_rows(np.ones((2, 5), complex), np.zeros((2, 5), bool))
     with pytest.raises(ValueError, match="keep: expected shape"):
         system_matrix.select_rows(np.ones((2, 5), complex), np.ones((2, 4), bool))
+    with pytest.raises(ValueError, match=r"keep: expected shape \(2, 817\)"):
+        system_matrix.simulate_rows(s, np.ones((2, 816), bool))
+    with pytest.raises(ValueError, match="boolean; got"):
+        system_matrix.simulate_rows(s, np.ones((2, 817)))
+    with pytest.raises(ValueError, match="stride: expected"):
+        system_matrix.row_energies(s, stride=0)
+    with pytest.raises(ValueError, match="count: expected 1 to 3"):
+        system_matrix.strongest(np.ones((1, 4)), 4, np.array([[True] * 3 + [False]]))
