@@ -157,26 +157,62 @@ def _parser() -> argparse.ArgumentParser:
     resume(made)
 
     made = verb(
-        "simulate", _simulate, "Phantoms and their noisy voltages, as an .npz file."
+        "simulate",
+        _simulate,
+        "Phantoms and their noisy voltages as an .npz file; or a measurement and a "
+        "calibration as MDF files in the layout of Open MPI Data.",
     )
-    config(made, required=True)
-    made.add_argument("--num", type=int, default=6, help="number of phantoms")
-    made.add_argument("--start", type=int, default=0, help="index of the first one")
+    made.add_argument(
+        "--config",
+        metavar="NAME",
+        required=True,
+        help=f"which run. {names}; with --phantom a sequence: open_mpi_1d, open_mpi_2d, "
+        "open_mpi_3d",
+    )
+    made.add_argument("--num", type=int, default=6, help="number of phantoms (.npz)")
+    made.add_argument("--start", type=int, default=0, help="index of the first (.npz)")
     made.add_argument(
         "--split",
         default="test",
-        help="train, validation or test; image i of a split is always the same",
+        help="train, validation or test; image i of a split is always the same (.npz)",
     )
     made.add_argument(
-        "--snr", type=float, metavar="DB", help="power SNR [dB]; default: the config's"
+        "--snr",
+        type=float,
+        metavar="DB",
+        help="power SNR [dB]; default: the config's, or 20 for one period of an MDF file",
     )
     made.add_argument(
         "--system-matrix",
         action="store_true",
-        help="store the system matrix [C, V, P] too",
+        help="store the system matrix [C, V, P] too (.npz)",
     )
     made.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help=".npz file"
+        "--phantom",
+        metavar="NAME",
+        help="Open MPI phantom: shape, resolution, concentration (.mdf)",
+    )
+    made.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="write the calibration too (.mdf)",
+    )
+    made.add_argument(
+        "--voxels",
+        type=int,
+        default=19,
+        help="voxels of the calibration along each axis, 19 or 37",
+    )
+    made.add_argument(
+        "--periods",
+        type=int,
+        help="periods of each patch (1D, 2D) or frames (3D) of the measurement; default: "
+        "1000 as in the real files",
+    )
+    made.add_argument("--seed", type=int, default=0, help="of the noise of MDF files")
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".npz or .mdf file"
     )
 
     made = verb(
@@ -322,6 +358,13 @@ def _simulate(options) -> None:
 
     from mpi_jax import data, evaluate, phantoms
 
+    _check_out(options.out, (".npz", ".mdf"))
+    if options.out.suffix == ".mdf":
+        _simulate_mdf(options)
+        return
+    for name in ("phantom", "calibration", "periods"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name}: expected --out FILE.mdf with it")
     config = configs.get(options.config)
     if options.split not in phantoms.SPLITS:
         raise ValueError(
@@ -333,7 +376,6 @@ def _simulate(options) -> None:
             f"--num, --start: expected num >= 1 and start >= 0, "
             f"got {options.num} and {options.start}"
         )
-    _check_out(options.out)
     snr = config.data.test_snr_db if options.snr is None else options.snr
     if np.isnan(snr):
         raise ValueError("--snr: expected a number of dB or inf, got nan")
@@ -363,6 +405,50 @@ def _simulate(options) -> None:
         arrays["grid"] = np.array(operator.scanner.grid.shape)
     evaluate.save_npz(options.out, arrays)
     print(f"{options.out}: {options.num} voltages {voltage.shape[1:]} at {snr:g} dB")
+
+
+def _simulate_mdf(options) -> None:
+    """A measurement, and a calibration if asked for, in Open MPI Data's layout."""
+    from mpi_jax import open_mpi
+
+    if options.phantom is None:
+        raise ValueError(
+            f"--phantom: expected one of {', '.join(open_mpi.PHANTOMS)} for an .mdf file"
+        )
+    if options.system_matrix:
+        raise ValueError("--system-matrix: expected --calibration FILE with .mdf files")
+    if options.calibration is not None:
+        if options.calibration.suffix != ".mdf" or options.calibration == options.out:
+            raise ValueError(
+                f"--calibration: expected another .mdf file, got {options.calibration}"
+            )
+        if not options.calibration.parent.is_dir():
+            raise ValueError(
+                f"--calibration: folder {options.calibration.parent} doesn't exist"
+            )
+    if options.periods is not None and options.periods < 1:
+        raise ValueError(f"--periods: expected a number >= 1, got {options.periods}")
+    noise = {} if options.snr is None else {"snr_db": options.snr}
+    noise["seed"] = options.seed
+    open_mpi.sequence_scanner(options.config, options.voxels)  # before the work
+    with _Progress() as tell:
+        if options.calibration is not None:
+            tell("calibration", 0, 1, {})
+            open_mpi.write_calibration(
+                options.calibration, options.config, voxels=options.voxels, **noise
+            )
+        tell("measurement", 0, 1, {})
+        count = "frames" if options.config == "open_mpi_3d" else "periods"
+        open_mpi.write_measurement(
+            options.out,
+            options.config,
+            options.phantom,
+            **noise,
+            **{count: options.periods},
+        )
+    for path in (options.calibration, options.out):
+        if path is not None:
+            print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
 
 
 def _reconstruct(options) -> None:
@@ -620,8 +706,12 @@ def _reconstruct_mdf(options) -> None:
         f"{options.out}, {picture}: {len(image)} images {image.shape[1:]} from {rows} rows"
     )
     if options.phantom is not None:
-        for name, value in open_mpi.compare(image, options.phantom, grid).items():
-            print(f"{name}: {value}")
+        concentration = image[0] * open_mpi.unit(calibration)
+        truth = open_mpi.phantom(options.phantom, grid)
+        cell = float(np.prod(grid.pitch))
+        found = evaluate.compare(concentration, truth, cell)
+        words = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        print(f"against the {options.phantom} phantom [mmol/L, umol]: {words}")
 
 
 def _about(config, **more) -> str:

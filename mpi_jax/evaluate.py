@@ -415,6 +415,38 @@ def _write(workdir, config, rows, examples, shown, num, seconds) -> None:
     train.write_atomically(folder / "info.json", json.dumps(info, indent=1))
 
 
+def compare(
+    image: Float[np.ndarray, "*grid"], truth: Float[np.ndarray, "*grid"], cell: float
+) -> dict[str, float]:
+    """How close a reconstruction is to the concentration that was measured, both mmol/L.
+
+    nrmse: relative to the root mean square of the truth; psnr [dB]: range from 0 to the
+    largest true value; correlation (Pearson); dice of what is above half the largest
+    value; iron [umol] and true_iron, with cell: volume of a voxel [m^3]. The truth is the
+    phantom's nominal place and filling: a registration is not attempted.
+    """
+    if image.shape != truth.shape:
+        raise ValueError(
+            f"image: expected shape {truth.shape} like the truth, got {image.shape}"
+        )
+    if not truth.any():
+        raise ValueError("truth: expected tracer on the grid, got none")
+    image, truth = np.asarray(image, float), np.asarray(truth, float)
+    mse = np.mean((image - truth) ** 2)
+    one, two = image > image.max() / 2, truth > truth.max() / 2
+    spread = np.std(image) * np.std(truth)
+    covariance = np.mean((image - image.mean()) * (truth - truth.mean()))
+    return {
+        "nrmse": float(np.sqrt(mse / np.mean(truth**2))),
+        "psnr": float(10 * np.log10(truth.max() ** 2 / max(mse, 1e-300))),
+        "correlation": float(covariance / spread) if spread else 0.0,
+        "dice": float(2 * np.sum(one & two) / (np.sum(one) + np.sum(two))),
+        # 1 mmol/L is 1 mol/m^3.
+        "iron": float(image.sum() * cell * 1e6),
+        "true_iron": float(truth.sum() * cell * 1e6),
+    }
+
+
 def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An .npz file, whole or not at all."""
     content = io.BytesIO()

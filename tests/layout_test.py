@@ -22,6 +22,7 @@ ALLOWED = {
     "losses": set(),
     "metrics": set(),
     "configs": {"configs"},
+    "open_mpi": {"scanner", "physics", "system_matrix", "mdf"},
     "pipeline": {"configs", "mdf", "reconstruct", "scanner"},
     "checkpoint": set(),
     # The classical images that the network is given are part of its input.
