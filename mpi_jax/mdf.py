@@ -405,22 +405,30 @@ def check(path: str | os.PathLike) -> list[str]:
 
 
 def _check_heaps(path):
-    """Refuse text heaps larger than the file: HDF5 allocates them before it looks."""
+    """Refuse damaged heaps of texts, which HDF5 may allocate or walk without end."""
     if not os.path.isfile(path):
         return
     with open(path, "rb") as file:
-        content = file.read(_SMALL)
+        content = file.read(_PIECE)
         size = file.seek(0, os.SEEK_END)
-    # Signature, version and padding; then the size of the heap.
+
+    def number(place):
+        return int.from_bytes(content[place : place + 8], "little")
+
+    # Signature, version and padding, then the size of the heap and its objects: index,
+    # references and padding, size. Object 0 is the free rest, its header included.
     mark, start = b"GCOL\x01\0\0\0", 0
     while (start := content.find(mark, start)) >= 0:
+        end, place = start + number(start + 8), start + 16
+        fine = end <= size
+        while fine and place + 16 <= min(end, len(content)):
+            free = not any(content[place : place + 2])
+            length = number(place + 8)
+            place += length if free else 16 + (length + 7) // 8 * 8
+            fine = place <= end and not (free and length == 0)
+        if not fine:
+            raise ValueError(f"{path}: damaged, its heap of texts at {start} is broken")
         start += len(mark)
-        claimed = int.from_bytes(content[start : start + 8], "little")
-        if claimed > size:
-            raise ValueError(
-                f"{path}: damaged, expected a text heap within {size} bytes, found one of "
-                f"{claimed}"
-            )
 
 
 def _freeze(cls, space):
@@ -549,12 +557,27 @@ class _Source:
         if not text and dataset.dtype.kind not in "iufcb":
             self.problem(where, "text or numbers", f"type {dataset.dtype}")
             return None
+        if text and self.longest_text(dataset) > os.path.getsize(self.h5.filename):
+            self.problem(where, "text", "one longer than the file")
+            return None
         value = np.asarray(dataset[()])
         if text:
             texts = np.empty(value.size, object)
             texts[:] = [_decode(v) for v in value.flat]
             value = texts.reshape(value.shape)
         return value
+
+    def longest_text(self, dataset):
+        """Claimed bytes of the longest variable-length text, which HDF5 allocates."""
+        place, stored = dataset.id.get_offset(), dataset.id.get_storage_size()
+        variable = dataset.dtype.kind == "O"
+        if not variable or place is None or stored != 16 * dataset.size:
+            return 0
+        # Length, then the place in a heap: address and index.
+        with open(self.h5.filename, "rb") as file:
+            file.seek(place + self.h5.userblock_size)
+            entries = np.frombuffer(file.read(stored), "<u4")
+        return int(entries[::4].max(initial=0))
 
     def value(self, field, where):
         """A header field with its type and number of axes put right, or None."""
