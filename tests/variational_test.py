@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax.reconstruct import variational
+from mpi_jax.reconstruct import iterative, variational
 
 SCALE = 3e-10  # voltages of real scanners are about this small
 
@@ -174,14 +174,247 @@ def test_frames_are_independent_and_derivatives_finite():
     assert np.isfinite(gradient).all() and np.any(gradient != 0)
 
 
+def complex_system(seed=4):
+    """20 complex rows, 12 voxels, real images, two frames."""
+    S, u = system(40, 12, seed)
+    return S[:20] + 1j * S[20:], u[:, :20] + 1j * u[:, 20:]
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_complex_rows(real, x64):
+    S, u = complex_system()
+    basis = variational.spectral_basis(S, real=real)
+    assert jnp.iscomplexobj(basis.V) == (not real) and basis.V.shape == (12, 12)
+    rows, right = S, u
+    if real:
+        rows = np.concatenate([S.real, S.imag])
+        right = np.concatenate([u.real, u.imag], axis=1)
+    lams = np.array([1e-1, 1e-3])
+    found = variational.tikhonov(basis, u, lams)
+    for n, lam in enumerate(lams * np.linalg.norm(rows, 2) ** 2):
+        gram = rows.conj().T @ rows + lam * np.eye(12)
+        expected = np.linalg.solve(gram, rows.conj().T @ right.T).T
+        np.testing.assert_allclose(found[:, n], expected, atol=1e-9)
+    if real:
+        images = variational.nonnegative(basis, u, iterations=4000)
+        np.testing.assert_allclose(images, nnls(rows, right), atol=1e-6)
+
+
+def test_basis_of_all_resolved_values(x64):
+    S, _ = system(40, 24)
+    low = S[:, :9] @ np.random.default_rng(0).normal(size=(9, 24))
+    assert variational.spectral_basis(low).s.shape == (9,)
+    assert variational.spectral_basis(S).s.shape == (24,)
+
+
+def test_noise_level_is_that_of_the_part_outside():
+    S, u = system(400, 24)
+    u = (np.random.default_rng(5).normal(size=(200, 400)) * SCALE).astype(np.float32)
+    basis = variational.spectral_basis(S.astype(np.float32), 24)
+    u[:100] += (1e3 * u[:100, :24] @ S.T / SCALE).astype(np.float32)
+    found = np.asarray(variational.noise_level(basis, u)) / SCALE
+    # 376 degrees of freedom: 3.6 % a frame, 0.26 % for the mean of 200.
+    np.testing.assert_allclose(np.sqrt(np.mean(found**2)), 1, atol=0.01)
+    np.testing.assert_allclose(found, 1, atol=0.2)
+
+
+def difference_matrix(grid):
+    """Forward differences [axes, P, P] from Kronecker products."""
+    parts = []
+    for axis, size in enumerate(grid):
+        one = np.eye(size, k=1) - np.eye(size)
+        one[-1] = 0
+        before, after = (
+            np.eye(int(np.prod(g))) for g in (grid[:axis], grid[axis + 1 :])
+        )
+        parts.append(np.kron(np.kron(before, one), after))
+    return np.stack(parts)
+
+
+def dual_ascent(S, u, grid, lam_tv, lam, isotropic, steps=8000):
+    """Total variation by accelerated projected gradients on the dual, in NumPy.
+
+    For q in the ball of lam_tv and n >= 0 the best image is
+    x = (S^T S + lam)^-1 (S^T u - D^T q + n). Returns max(x, 0) and the duality gap.
+    """
+    D = difference_matrix(grid)
+    flat, right = D.reshape(-1, D.shape[-1]), S.T @ u
+    inverse = np.linalg.inv(S.T @ S + lam * np.eye(S.shape[1]))
+    length = 1 / ((4 * len(grid) + 1) * np.linalg.norm(inverse, 2))
+
+    def image(q, n):
+        return inverse @ (right - flat.T @ q.ravel() + n)
+
+    def into_ball(q):
+        size = np.linalg.norm(q, axis=0, keepdims=True) if isotropic else abs(q)
+        return q / np.maximum(1, size / lam_tv)
+
+    q, n = np.zeros(D.shape[:2]), np.zeros(S.shape[1])
+    last, momentum = (q, n), 1.0
+    for _ in range(steps):
+        x = image(q, n)
+        new = (
+            into_ball(q + length * (flat @ x).reshape(q.shape)),
+            np.maximum(n - length * x, 0),
+        )
+        uphill = sum(
+            np.sum((a - b) * (b - c)) for a, b, c in zip((q, n), new, last, strict=True)
+        )
+        momentum = 1.0 if uphill > 0 else momentum
+        grown = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        q, n = (
+            b + (momentum - 1) / grown * (b - c) for b, c in zip(new, last, strict=True)
+        )
+        last, momentum = new, grown
+    x = image(*last)
+    dual = 0.5 * u @ u - 0.5 * x @ np.linalg.solve(inverse, x)
+    return np.maximum(x, 0), dual
+
+
+def objective(x, S, u, grid, lam_tv, lam, isotropic):
+    slopes = difference_matrix(grid) @ x
+    size = np.linalg.norm(slopes, axis=0) if isotropic else abs(slopes)
+    return 0.5 * np.sum((S @ x - u) ** 2) + lam_tv * np.sum(size) + 0.5 * lam * x @ x
+
+
+_total_variation = jax.jit(
+    variational.total_variation, static_argnames=("grid", "iterations", "isotropic")
+)
+
+
+@pytest.mark.parametrize(
+    "grid, isotropic, lam",
+    [
+        ((4, 6), True, 0.0),
+        ((6, 4), False, 0.02),
+        ((2, 3, 4), True, 0.02),
+        ((24,), True, 0.0),
+    ],
+)
+def test_total_variation_has_no_duality_gap(grid, isotropic, lam, x64):
+    S, u = system()
+    basis = variational.spectral_basis(S, 24, 1e-2)
+    lam_tv, options = 0.02, {"iterations": 4000, "isotropic": isotropic}
+    found = _total_variation(basis, u, grid, lam_tv=lam_tv, lam=lam, **options)
+    found = np.asarray(found)
+    assert found.min() == 0 and np.mean(found == 0) > 0.1  # the sign matters
+    norm = np.linalg.norm(S, 2)
+    for x, frame in zip(found, u / norm, strict=True):
+        problem = (S / norm, frame, grid, lam_tv, lam, isotropic)
+        expected, dual = dual_ascent(*problem)
+        gap = objective(x, *problem) - dual
+        assert -1e-9 < gap < 1e-7 * dual
+        np.testing.assert_allclose(x, expected, atol=1e-4)
+        edges = abs(difference_matrix(grid) @ x) > 1e-6
+        assert 0 < np.mean(edges) < 0.7  # TV matters: flat places
+
+
+def test_total_variation_in_its_limits(x64):
+    S, u = system()
+    basis = variational.spectral_basis(S, 24, 1e-2)
+    options = {"grid": (4, 6), "iterations": 4000}
+    weights = np.array([0.0, 1e3])
+    found = np.asarray(_total_variation(basis, abs(u), lam_tv=weights, **options))
+    np.testing.assert_allclose(found[0], nnls(S, abs(u[:1]))[0], atol=1e-6)
+    # One value everywhere.
+    image = S.sum(1)
+    level = max(image @ abs(u[1]) / (image @ image), 0)
+    np.testing.assert_allclose(found[1], level, atol=1e-6)
+    single = _total_variation(basis, abs(u[1]), lam_tv=1e3, **options)
+    np.testing.assert_allclose(single, found[1], atol=1e-9)
+
+
+def test_total_variation_of_frames_in_single_precision():
+    S, u = (array.astype(np.float32) for array in system())
+    basis = variational.spectral_basis(S, 24, 1e-2)
+
+    @jax.jit
+    def image(frame):
+        return variational.total_variation(
+            basis, frame, (4, 6), lam_tv=0.02, iterations=40
+        )
+
+    batch = image(u)
+    np.testing.assert_allclose(jax.jit(jax.vmap(image))(u), batch, atol=1e-4)
+    np.testing.assert_allclose(image(u[1]), batch[1], atol=1e-4)
+    gradient = jax.jit(jax.grad(lambda frame: jnp.sum(image(frame) ** 2)))(u)
+    assert np.isfinite(gradient).all() and np.any(gradient != 0)
+    zero = jax.jit(jax.grad(lambda frame: jnp.sum(image(frame))))(0 * u)
+    assert np.isfinite(zero).all()
+
+
+def test_discrepancy_picks_the_first_that_meets_the_noise():
+    residuals = np.array([[9.0, 4.0, 2.0, 1.0], [9.0, 8.0, 7.0, 6.0]])
+    pick = variational.discrepancy
+    np.testing.assert_array_equal(pick(residuals, 0.5, 16), [2, -1])
+    np.testing.assert_array_equal(pick(residuals, 0.5, 16, tau=2.0), [1, -1])
+    sigma = np.array([0.25, 2.0])
+    np.testing.assert_array_equal(pick(residuals, sigma, 16), [3, 1])
+    assert jax.jit(lambda r: pick(r, 0.5, 16))(residuals[0]) == 2
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_l_curve_of_a_known_curvature(falling, x64):
+    """(t, cosh(t - a)) bends by 1 / cosh(t - a)^2, for any spacing."""
+    t = np.linspace(-2, 2, 161) + 0.005 * np.sin(np.arange(161))
+    shift = np.array([[0.0], [0.5]])
+    residuals = np.exp(np.broadcast_to(t, (2, 161)))
+    solutions = np.exp(np.cosh(t - shift))
+    curves = [np.exp(2 * t), residuals, solutions]
+    if falling:
+        curves = [curve[..., ::-1] for curve in curves]
+    found = variational.l_curve(*curves)
+    expected = 1 / np.cosh(t - shift) ** 2
+    expected = expected[:, ::-1] if falling else expected
+    np.testing.assert_allclose(
+        found.curvature[:, 1:-1], expected[:, 1:-1], rtol=5e-3, atol=5e-3
+    )
+    corner = np.log(np.take_along_axis(curves[1], np.asarray(found.index)[:, None], 1))
+    np.testing.assert_allclose(corner, shift, atol=0.1)
+    assert np.all(found.curvature[:, [0, -1]] == -np.inf)
+
+
+def test_choices_serve_every_solver(x64):
+    """Tikhonov along lam and conjugate gradients along their steps."""
+    rng = np.random.default_rng(6)
+    S, _ = system()
+    truth = rng.uniform(size=(2, 24))
+    clean = truth @ S.T
+    sigma = 0.05 * np.sqrt(np.mean(clean**2))
+    u = clean + sigma * rng.normal(size=clean.shape)
+    lams = np.geomspace(1, 1e-8, 33)
+    candidates = {
+        "tikhonov": variational.tikhonov(variational.spectral_basis(S), u, lams),
+        "cgnr": iterative.cgnr(S, u, iterations=24, path=True),
+    }
+    for name, c in candidates.items():
+        residuals, solutions = variational.norms(S, u, c)
+        expected = np.linalg.norm(np.asarray(c) @ S.T - u[:, None], axis=-1)
+        np.testing.assert_allclose(residuals, expected, rtol=1e-10)
+        np.testing.assert_allclose(solutions, np.linalg.norm(c, axis=-1), rtol=1e-10)
+        index = np.asarray(variational.discrepancy(residuals, sigma, 40))
+        for frame, n in enumerate(index):
+            level = sigma * np.sqrt(40)
+            assert expected[frame, n] <= level < expected[frame, n - 1]
+        errors = np.linalg.norm(np.asarray(c) - truth[:, None], axis=-1)
+        picked = {"discrepancy": index}
+        if name == "tikhonov":
+            picked["l_curve"] = variational.l_curve(lams, residuals, solutions).index
+        for which in picked.values():
+            chosen = np.take_along_axis(errors, np.asarray(which)[:, None], 1)[:, 0]
+            assert np.all(chosen < 2 * errors.min(1))
+
+
 # The annotations, checked only in tests, would answer before the code does.
-basis_of, tikhonov, nonnegative, project = (
+basis_of, tikhonov, nonnegative, project, total_variation, norms = (
     inspect.unwrap(f)
     for f in (
         variational.spectral_basis,
         variational.tikhonov,
         variational.nonnegative,
         variational.project,
+        variational.total_variation,
+        variational.norms,
     )
 )
 
@@ -206,11 +439,51 @@ def test_basis_rejects(S, rank, name):
 
 
 def test_solvers_reject():
-    basis = variational.spectral_basis(np.eye(3, dtype=np.float32), 3)
+    S = np.eye(3, dtype=np.float32)
+    basis = variational.spectral_basis(S, 3)
+    twisted = variational.spectral_basis(S * 1j, 3, real=False)
     u = np.ones((2, 3), np.float32)
+    l_curve = inspect.unwrap(variational.l_curve)
+    discrepancy = inspect.unwrap(variational.discrepancy)
+
+    def tv(basis=basis, u=u, grid=(3,), lam_tv=1.0, iterations=1, **options):
+        options |= {"lam_tv": lam_tv, "iterations": iterations}
+        return total_variation(basis, u, grid, **options)
+
     calls = {
-        "u": [lambda: project(basis, u[:, :2]), lambda: project(basis, np.float32(1))],
+        "u": [
+            lambda: project(basis, u[:, :2]),
+            lambda: project(basis, np.float32(1)),
+            lambda: project(basis, u + 1j),
+            lambda: project(twisted, u),
+            lambda: norms(S, u[:, :2], u[:, None]),
+        ],
+        "basis": [
+            lambda: nonnegative(twisted, u + 0j, iterations=1),
+            lambda: tv(twisted, u + 0j),
+            lambda: variational.noise_level(basis, u),
+        ],
+        "real": [lambda: basis_of(S, 3, real=0)],
+        "grid": [lambda: tv(grid=(2, 2)), lambda: tv(grid=(3, 0))],
+        "lam_tv": [
+            lambda: tv(lam_tv=-1.0),
+            lambda: tv(lam_tv=np.nan),
+            lambda: tv(lam_tv=np.ones(3)),
+        ],
+        "isotropic": [lambda: tv(isotropic=1)],
+        "c": [lambda: norms(S, u, u)],
+        "residuals": [
+            lambda: discrepancy(np.float32(1), 1.0, 3),
+            lambda: l_curve(u[0] + np.arange(3), 0 * u, u),
+        ],
+        "sigma": [lambda: discrepancy(u, 0.0, 3), lambda: discrepancy(u, u[0], 3)],
+        "tau": [lambda: discrepancy(u, 1.0, 3, tau=-1.0)],
+        "rows": [lambda: discrepancy(u, 1.0, 0)],
+        "lams": [lambda: l_curve(u[0, :2], u, u), lambda: l_curve(u[0], u, u)],
+        "solutions": [lambda: l_curve(u[0] + np.arange(3), u, u[0])],
         "lam": [
+            lambda: tv(lam=-1.0),
+            lambda: tv(lam=u[0]),
             lambda: tikhonov(basis, u, -1.0),
             lambda: tikhonov(basis, u, np.nan),
             lambda: tikhonov(basis, u, np.ones((1, 2), np.float32)),
@@ -218,6 +491,7 @@ def test_solvers_reject():
         "iterations": [
             lambda: nonnegative(basis, u, iterations=0),
             lambda: nonnegative(basis, u, iterations=True),
+            lambda: tv(iterations=0),
         ],
         "start": [lambda: nonnegative(basis, u, iterations=1, start=u[0])],
         "rho": [
