@@ -468,15 +468,16 @@ def _reconstruct(options) -> None:
                 raise ValueError(f"--{name}: only for MDF measurements")
         if options.rest:
             raise ValueError(f"unknown arguments: {' '.join(options.rest)}")
+    settings = _settings(options)
     if is_mdf:
-        _reconstruct_mdf(options)
+        _reconstruct_mdf(options, settings)
         return
     measured = _read_npz(options.measurement, "voltage")
     pixel_size = mask = None
     if options.system_matrix:
-        image, settings = _from_matrix(options, measured["voltage"])
+        image = _from_matrix(options, measured["voltage"], settings)
     else:
-        image, mask, pixel_size, settings = _from_scanner(options, measured["voltage"])
+        image, mask, pixel_size = _from_scanner(options, measured["voltage"], settings)
     image = np.asarray(image)
     arrays = {
         "image": image,
@@ -545,45 +546,47 @@ def _report(options) -> None:
 _MDF = (".mdf", ".h5", ".hdf5")
 
 
-def _settings(options, allowed) -> dict:
-    """Settings of a method that were given; ValueError for those it doesn't have."""
-    given = {n: getattr(options, n) for n in _SETTINGS}
-    given = {n: v for n, v in given.items() if v is not None}
-    for name in given:
-        if name not in allowed:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: not an option of --method {options.method}"
-            )
-    return given
+def _settings(options) -> dict:
+    """Settings of a method that were given; ValueError for a method that the source
+    doesn't allow, and for settings that the method doesn't have.
+    """
+    import inspect
 
+    from mpi_jax import evaluate, pipeline
 
-def _method_of(options, methods, source) -> None:
+    if options.system_matrix:
+        source, methods = "--system-matrix", pipeline.METHODS
+    else:
+        source = "--config or --run"
+        methods = {
+            name: inspect.signature(solver).parameters
+            for name, solver in evaluate.CLASSICAL.items()
+        }
+        methods["transgan"] = {}
     if options.method not in methods:
         raise ValueError(
             f"--method {options.method}: with {source} expected one of "
             f"{', '.join(methods)}"
         )
+    given = {n: getattr(options, n) for n in _SETTINGS}
+    given = {n: v for n, v in given.items() if v is not None}
+    for name in given:
+        if name not in methods[options.method]:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: not an option of --method {options.method}"
+            )
+    if options.method == "transgan" and not options.folder:
+        raise ValueError("--method transgan: expected --run DIR with its weights")
+    return given
 
 
-def _from_scanner(options, voltage):
-    """Images by the scanner of a config or run: image, mask, pixel size [m], settings."""
-    import inspect
-
+def _from_scanner(options, voltage, settings):
+    """Images by the scanner of a config or run: image, mask, pixel size [m]."""
     import jax.numpy as jnp
     import numpy as np
 
     from mpi_jax import data, evaluate, train
 
-    if options.method == "transgan" and not options.folder:
-        raise ValueError("--method transgan: expected --run DIR with its weights")
-    _method_of(options, (*evaluate.CLASSICAL, "transgan"), "--config or --run")
-    network = options.method == "transgan"
-    allowed = (
-        ()
-        if network
-        else inspect.signature(evaluate.CLASSICAL[options.method]).parameters
-    )
-    settings = _settings(options, allowed)
     config = (
         train.read_config(options.folder)
         if options.folder
@@ -592,7 +595,7 @@ def _from_scanner(options, voltage):
     scanner = data.make_scanner(config)
     voltage = jnp.asarray(data.check_voltage(scanner, voltage))
     mask = None
-    if network:
+    if options.method == "transgan":
         config, generator, params = evaluate.load_network(options.folder)
         operator = data.build(config)
         image, mask = train.predict(generator, params, operator, voltage)
@@ -600,17 +603,15 @@ def _from_scanner(options, voltage):
     else:
         p = evaluate.problem(config, data.build(config))
         image = evaluate.CLASSICAL[options.method](p, **settings)(voltage)
-    return image, mask, np.asarray(scanner.grid.pitch)[:2], settings
+    return image, mask, np.asarray(scanner.grid.pitch)[:2]
 
 
-def _from_matrix(options, voltage):
-    """Images by a stored time-domain system matrix [C, V, P], and the settings."""
+def _from_matrix(options, voltage, settings):
+    """Images by a stored time-domain system matrix [C, V, P]."""
     import numpy as np
 
     from mpi_jax import physics, pipeline, scanner, system_matrix
 
-    _method_of(options, pipeline.METHODS, "--system-matrix")
-    settings = _settings(options, pipeline.METHODS[options.method])
     stored = _read_npz(options.system_matrix, "system_matrix", "grid")
     matrix, shape = stored["system_matrix"], tuple(int(n) for n in stored["grid"])
     if matrix.ndim != 3 or len(shape) != 2 or matrix.shape[-1] != shape[0] * shape[1]:
@@ -641,10 +642,10 @@ def _from_matrix(options, voltage):
         keep=keep,
         grid=scanner.Grid(shape, (1.0, 1.0, 1.0)),  # of unknown size
     )
-    return pipeline.reconstruct(system, options.method, **settings), settings
+    return pipeline.reconstruct(system, options.method, **settings)
 
 
-def _reconstruct_mdf(options) -> None:
+def _reconstruct_mdf(options, settings) -> None:
     """Two MDF files to an image: .npz or .mdf, and a picture of all slices."""
     import numpy as np
 
@@ -654,8 +655,6 @@ def _reconstruct_mdf(options) -> None:
         raise ValueError(
             "--system-matrix: expected the MDF calibration that belongs to the measurement"
         )
-    _method_of(options, pipeline.METHODS, "--system-matrix")
-    settings = _settings(options, pipeline.METHODS[options.method])
     prepare = _fields(configs.Preprocessing(), options.rest, "reconstruct")
     if options.phantom is not None and options.phantom not in open_mpi.PHANTOMS:
         raise ValueError(
