@@ -133,7 +133,7 @@ def test_evaluate_and_report(trained, command, tmp_path):
     bad(command("evaluate", "--workdir", folder, "--num", "3"), "num", "at least 6")
 
 
-def test_simulate_and_reconstruct(trained, command, tmp_path):
+def test_simulate_and_reconstruct(trained, command, capsys, tmp_path):
     signals = tmp_path / "signals.npz"
     done = command(
         "simulate",
@@ -163,14 +163,19 @@ def test_simulate_and_reconstruct(trained, command, tmp_path):
     ):
         out = tmp_path / f"{method}.npz"
         words = ("--method", method, "--measurement", signals, *source, "--out", out)
-        done = command("reconstruct", *words)
-        assert done.returncode == 0, done.stderr
+        if method == "transgan":
+            done = command("reconstruct", *words)
+            assert done.returncode == 0, done.stderr
+            said = done.stdout
+        else:  # in this process, which compiles the drawing of phantoms once for all
+            assert cli.main(["reconstruct", *map(str, words)]) == 0
+            said = capsys.readouterr().out
         with np.load(out) as file:
             found[method] = file["image"]
             assert ("mask" in file.files) == (method == "transgan")
         assert found[method].shape == (16, 32, 32)
         assert out.with_suffix(".png").stat().st_size > 1000
-        assert "mean PSNR against the phantoms" in done.stdout
+        assert "mean PSNR against the phantoms" in said
     error = {m: np.mean((v - stored["image"]) ** 2) for m, v in found.items()}
     assert error["kaczmarz"] < error["xspace"] and error["tikhonov"] < error["xspace"]
 
