@@ -59,7 +59,7 @@ class LinearOperator:
 Matrix = Inexact[Array | np.ndarray, "M P"]
 
 
-def as_operator(S: Matrix | LinearOperator) -> LinearOperator:
+def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
     """A matrix S [M, P] as an operator; operators with their functions as Partial.
 
     Raises:
@@ -167,7 +167,7 @@ def cgnr(
       ValueError: on wrong shapes, kinds or options, and on bad values where the
         argument is concrete.
     """
-    S, u = _system(S, u, real)
+    S, u = _system(S, u)
     iterations = _count("iterations", iterations)
     lam = _parameter("lam", lam, u)
     _check_flags(real=real, nonnegative=nonnegative, path=path)
@@ -235,7 +235,7 @@ def elastic_net(
     Raises:
       ValueError: as in `cgnr`, and on `nonnegative` without `real`.
     """
-    S, u = _system(S, u, real)
+    S, u = _system(S, u)
     iterations = _count("iterations", iterations)
     l1, l2 = _parameter("l1", l1, u), _parameter("l2", l2, u)
     _check_flags(real=real, nonnegative=nonnegative, path=path)
@@ -321,7 +321,7 @@ def eliminate_background(
       ValueError: on wrong shapes or kinds, or a concrete beta that is negative or not
         finite.
     """
-    linear, u = _system(S, u, real=False)
+    linear, u = _system(S, u)
     B = _dictionary(B, linear)
     beta = _parameter("beta", beta, u)
     Q, s, _ = jnp.linalg.svd(B, full_matrices=False)
@@ -346,7 +346,7 @@ def background_coefficients(
     """d [..., L]: min ||S c + B d - u||^2 + beta ||d||^2 for a given c; the background
     is d B^T. beta = 0 needs independent columns of B. Errors as above.
     """
-    linear, u = _system(S, u, real=False)
+    linear, u = _system(S, u)
     B = _dictionary(B, linear)
     beta = _parameter("beta", beta, u)
     expected = (*u.shape[:-1], linear.shape[1])
@@ -424,7 +424,7 @@ def _clipped(c, nonnegative):
     return jnp.where(c.real > 0, c, 0) if nonnegative else c
 
 
-def _system(S, u, real):
+def _system(S, u):
     """Operator and u as arrays, or a ValueError that names the argument."""
     S, u = as_operator(S), jnp.asarray(u)
     M, P = S.shape
@@ -432,19 +432,14 @@ def _system(S, u, real):
     _expect(good, "u", f"shape [..., {M}]", f"shape {u.shape}")
     good = jnp.issubdtype(u.dtype, jnp.inexact)
     _expect(good, "u", "floating or complex numbers", u.dtype)
-    dtype = jnp.finfo(u.dtype).dtype if real else u.dtype
-    c = jax.ShapeDtypeStruct((*u.shape[:-1], P), dtype)
+    # Real images tell the kind of S.
+    c = jax.ShapeDtypeStruct((*u.shape[:-1], P), jnp.finfo(u.dtype).dtype)
     made, back = jax.eval_shape(S.forward, c), jax.eval_shape(S.adjoint, u)
-    expected = (u.shape, c.shape)
-    got = (made.shape, back.shape)
+    expected, got = (u.shape, c.shape), (made.shape, back.shape)
     _expect(got == expected, "S", f"products of shapes {expected}", got)
-    kind = jnp.iscomplexobj(made) == jnp.iscomplexobj(back) == jnp.iscomplexobj(u)
-    _expect(
-        kind or (not real and jnp.iscomplexobj(u) and jnp.iscomplexobj(back)),
-        "u",
-        f"the kind of S ({made.dtype}): both real or both complex",
-        u.dtype,
-    )
+    kinds = [jnp.iscomplexobj(array) for array in (made, back, u)]
+    expected = f"the kind of S ({made.dtype}): both real or both complex"
+    _expect(len(set(kinds)) == 1, "u", expected, u.dtype)
     _check_finite("u", u)
     return S, u
 

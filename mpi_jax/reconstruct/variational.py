@@ -426,6 +426,10 @@ def l_curve(
 ) -> LCurve:
     """The corner of the L-curve (Hansen 1992): where its curvature is largest.
 
+    Keep lams within the squared singular values: outside of them the curve stands
+    still, and there, or between singular values far apart, small bends can be sharper
+    than the corner. Where the noise is known, `discrepancy` is the safer choice.
+
     Args:
       lams: > 0, rising or falling; 1 / n serves for iterates n = 1, 2, ...
       residuals, solutions: ||S c - u|| and ||c|| [..., L], > 0.
