@@ -489,7 +489,7 @@ def _reconstruct(options) -> None:
         arrays["pixel_size"] = pixel_size
     evaluate.save_npz(options.out, arrays)
     picture = options.out.with_suffix(".png")
-    mm = None if pixel_size is None else tuple(1e3 * pixel_size)
+    mm = None if pixel_size is None else tuple((1e3 * pixel_size).tolist())
     report.save_images(picture, image[:12], pixel_size_mm=mm)
     print(f"{options.out}, {picture}: {len(image)} images {image.shape[1:]}")
     truth = measured.get("image")
