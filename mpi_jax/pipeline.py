@@ -642,6 +642,7 @@ METHODS = {
     "elastic_net": {"lam": 1e-3, "l1": 0.0, "iterations": 200},
 }
 RANK = 1024  # of the singular basis, at most
+_BRIGHTEST = 1e-3  # lam of the image that tells how bright the brightest voxel is
 
 
 def reconstruct(system: System, method: str, **settings: Any) -> Array:
@@ -650,8 +651,9 @@ def reconstruct(system: System, method: str, **settings: Any) -> Array:
     [F, A, *grid.shape] where it is of several tracers. settings: see METHODS for those of
     each method and their defaults. lam is relative: to the energy of all rows per voxel
     (kaczmarz, cgnr, elastic_net), to the largest singular value squared (tikhonov); l1
-    to the smallest that leaves a frame's image empty. Raises ValueError for unknown
-    methods and settings.
+    to the smallest that leaves a frame's image empty; lam_tv to that value squared, for a
+    frame with 1 as its brightest voxel. Raises ValueError for unknown methods and
+    settings.
     """
     chosen = _chosen(method, settings)
     shape = system.grid.shape
@@ -682,7 +684,11 @@ def reconstruct(system: System, method: str, **settings: Any) -> Array:
         elif method == "nonnegative":
             c = variational.nonnegative(basis, data, **chosen)
         else:
-            c = variational.total_variation(basis, data, shape, **chosen)
+            # The same for frames of any strength: the unit is about the brightest voxel.
+            c = variational.tikhonov(basis, data, _BRIGHTEST)
+            unit = jnp.max(jnp.abs(c), axis=1, keepdims=True)
+            unit = jnp.where(unit > 0, unit, 1)
+            c = unit * variational.total_variation(basis, data / unit, shape, **chosen)
     return c.reshape(-1, *shape)
 
 
