@@ -433,11 +433,17 @@ def _measured(measurement, background, keep, factors, settings, notes):
 
     scans = None
     if background is not None:
-        other, _ = _periods(background, settings)
+        other, moved = _periods(background, settings)
         if len(other) != len(groups):
             raise ValueError(
                 f"{background.path}: expected {len(groups)} groups of periods like the "
                 f"measurement, found {len(other)}"
+            )
+        both = len(groups) > 1 and offsets is not None and moved is not None
+        if both and np.abs(offsets - moved).max() > _NEAR:
+            raise ValueError(
+                f"{background.path}: expected the offset fields of the measurement in its "
+                "order, found others"
             )
         every = np.arange(background.acquisition.frames)
         scans = _spectra(background, keep, every, other, settings) / factors[1]
