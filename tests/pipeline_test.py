@@ -139,7 +139,10 @@ def mixes(k, order):
 SELECTIONS = [
     ({"min_frequency": 200e3}, lambda c, k: k >= 4),
     ({"min_frequency": 250e3, "max_frequency": 500e3}, lambda c, k: 4 <= k <= 8),
-    ({"stop_bands": ((0, 62.5e3), (300e3, 400e3))}, lambda c, k: k not in (0, 1, 5, 6)),
+    (
+        {"stop_bands": ((0.0, 62.5e3), (300e3, 400e3))},
+        lambda c, k: k not in (0, 1, 5, 6),
+    ),
     ({"channels": (1,)}, lambda c, k: c == 1),
     ({"snr_threshold": 1.5}, lambda c, k: STORED[c, k] >= 1.5),
     ({"num_rows": 7}, lambda c, k: np.sum(STORED > STORED[c, k]) < 7),
@@ -592,7 +595,7 @@ def test_weights(plain):
     assert pipeline.prepare(*plain).weights is None
 
 
-@pytest.mark.parametrize("method", pipeline.METHODS)
+@pytest.mark.parametrize("method", ["kaczmarz", "cgnr", "nonnegative"])
 def test_weighted_equals_an_explicit_product(method):
     rows, data = noise(20, 18, 6, kind=complex), noise(21, 2, 18, kind=complex)
     weights = np.random.default_rng(22).uniform(size=18)
