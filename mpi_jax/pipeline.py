@@ -5,21 +5,27 @@
     measurement -+
 
 Symbols: C receive channels, K frequencies of one period, M selected rows, P voxels, F
-frames. Rows are in the order frequency fastest, then channel, then patch; pixels in that
-of `image.reshape(-1)`. Units: rows and data share one arbitrary factor, so that c is in
-units of the calibration's delta sample: 1 means its concentration in all of a voxel of
-the calibration's grid.
+frames, A tracers. Rows are in the order frequency fastest, then channel, then patch;
+voxels in that of `image.reshape(-1)`. Units: rows and data share one arbitrary factor, so
+that c is in units of the calibration's delta sample: 1 means one delta sample in every
+voxel of the calibration's grid, also on other grids, where it means the same
+concentration.
 
 The steps and their defaults follow MPIReco.jl (Knopp et al. 2019, JuliaImageRecon);
-departures: no default for transfer functions, no silent change of frames, options that
-contradict each other are errors.
+departures: no default for transfer functions, no silent change of frames, no mean over
+different patches, measured background interpolated at the true times of the frames,
+leakage windows that never span different patches or foreground and background, and
+options that contradict each other are errors.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
@@ -29,13 +35,19 @@ from mpi_jax.configs import Preprocessing
 from mpi_jax.reconstruct import iterative, kaczmarz, variational
 from mpi_jax.scanner import Grid
 
+_PIECE = 2**26  # bytes of spectra read at a time
+_JOINT = 6e9  # bytes of the largest joint system of patches
+_NEAR = 1e-9  # [T] offset fields that differ by less are one patch
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """A linear system rows @ c = data for each frame, ready for a solver.
 
     keep [C, K]: the selected rows of one patch; weights [M] or None: not yet applied;
-    notes: what a reader should know about how it came to be.
+    notes: what a reader should know about how it came to be; noise [M] or None: standard
+    deviation of the data from background frames; tracers A or None: columns are the
+    voxels of one tracer after the other, None is one and images have no axis for it.
     """
 
     rows: Complex[Array | np.ndarray, "M P"]
@@ -44,22 +56,26 @@ class System:
     keep: Bool[np.ndarray, "C K"]
     grid: Grid
     notes: tuple[str, ...] = ()
+    noise: Float[Array | np.ndarray, " M"] | None = None
+    tracers: int | None = None
 
 
 _PLAIN = Preprocessing()
 
 
 def prepare(
-    calibration: mdf.MDF,
+    calibration: mdf.MDF | Sequence[mdf.MDF],
     measurement: mdf.MDF,
     settings: Preprocessing = _PLAIN,
     background: mdf.MDF | None = None,
 ) -> System:
     """The linear system of two files; only the selected rows are read.
 
-    background: the file of settings.background "external". Raises ValueError where the
-    files don't fit together (`mdf.compatible`), where an option needs what they lack, and
-    where nothing is left.
+    calibration: several files, of different tracers on one grid, make a system for an
+    image of each tracer, of the rows that are selected in all of them. background: the
+    file of settings.background "external". Raises ValueError where the files don't fit
+    together (`mdf.compatible`), where an option needs what they lack, and where nothing
+    is left.
     """
     if (settings.background == "external") != (background is not None):
         raise ValueError(
@@ -67,42 +83,95 @@ def prepare(
             f"otherwise, got {settings.background!r} and "
             f"{'none' if background is None else background.path}"
         )
+    several = not isinstance(calibration, mdf.MDF)
+    calibrations = list(calibration) if several else [calibration]
+    if not calibrations:
+        raise ValueError("calibration: expected at least one file, got none")
     others = [measurement] if background is None else [measurement, background]
-    for other in others:
-        differing = [
-            text
-            for text in mdf.compatible(calibration, other)
-            if not text.startswith(tuple(settings.tolerate) or ("\0",))
-        ]
-        if differing:
-            raise ValueError(
-                f"{calibration.path} doesn't fit {other.path}: {'; '.join(differing)}"
-            )
+    for file, other in itertools.product(calibrations, others):
+        _check_fit(file, other, settings)
+    keep = np.logical_and.reduce([select(file, settings) for file in calibrations])
+    if not keep.any():
+        raise ValueError("calibration: expected rows selected in all files, got none")
+    factors = _transfer([*calibrations, *others], keep, settings)
+
     notes: list[str] = []
-    keep = select(calibration, settings)
-    factor = _transfer(calibration, others, keep, settings)
-    rows, grid = _matrix(calibration, keep, settings, notes)
-    rows = rows / factor[0][:, None]
-    data, offsets, noise = _measured(measurement, background, keep, settings, notes)
-    data = data / factor[1]  # [frames, patches, M]
-    weights = _weights(
-        rows, None if noise is None else noise / factor[1], keep, settings
+    parts = [_matrix(file, keep, settings, notes) for file in calibrations]
+    for (part, grid), factor in zip(parts, factors, strict=False):
+        if not _same_grid(grid, parts[0][1]):
+            raise ValueError(
+                f"calibration: expected files on one grid, got {parts[0][1]} and {grid}"
+            )
+        np.divide(part, factor[:, None], out=part, casting="same_kind")
+    rows, grid = parts[0]
+    if several:
+        rows = np.concatenate([part for part, _ in parts], axis=1)
+    del parts
+
+    data, scans, offsets = _measured(
+        measurement, background, keep, factors[len(calibrations) :], settings, notes
     )
-    if offsets is None:
-        data = data.reshape(-1, data.shape[-1])
-    else:
-        rows, grid = _patches(rows, grid, calibration, offsets)
-        weights = None if weights is None else np.tile(weights, len(offsets))
-        data = data.reshape(len(data), -1)
+    patches = 1
+    if offsets is not None:
+        shifts = _shifts(calibrations, offsets)
+        if np.ptp(offsets, axis=0).max() > _NEAR:
+            patches = len(offsets)
+        else:
+            shifts = shifts[:1]
+        rows, grid = _patches(rows, grid, shifts)
+    # Patches are more rows, other groups of periods are more frames.
+    data = data.reshape(-1, patches * keep.sum())
+    noise = None
+    if scans is not None and len(scans) > 1:
+        level = scans.std(axis=0) if patches > 1 else scans.std(axis=0).mean(0)
+        noise = level.reshape(-1) / np.sqrt(settings.frame_average)
+
     # Squares of induced voltages leave the range of float32.
-    scale = np.sqrt(np.mean(np.abs(data) ** 2)) or 1.0
-    return System(
-        (rows / scale).astype(np.complex64),
-        (data / scale).astype(np.complex64),
-        weights,
-        keep,
-        grid,
-        tuple(notes),
+    scale = np.abs(rows).max()
+    if not (np.isfinite(scale) and scale > 0 and np.isfinite(data).all()):
+        raise ValueError(
+            "rows: expected finite numbers, not all of them 0, in the selected rows of "
+            f"the files; got {scale:g} as the largest of the calibration"
+        )
+    dtype = jax.dtypes.canonicalize_dtype(np.complex128)
+    rows /= scale
+    rows, data = rows.astype(dtype, copy=False), (data / scale).astype(dtype)
+    noise = None if noise is None else noise / scale
+    weights = _weights(rows, noise, keep, settings)
+    joint = settings.joint_background
+    if joint and not measurement.measurement.is_background_corrected:
+        empty = (scans / scale).reshape(-1, data.shape[-1]).astype(dtype)
+        if len(empty) < joint:
+            raise ValueError(
+                f"joint_background: expected at most {len(empty)}, the background frames "
+                f"of {measurement.path}, got {joint}"
+            )
+        if weights is not None:
+            rows, data, empty = weights[:, None] * rows, weights * data, weights * empty
+            noise, weights = None if noise is None else noise * weights, None
+        vectors = iterative.background_dictionary(empty, joint)
+        penalty = settings.background_penalty
+        rows, data = iterative.eliminate_background(rows, data, vectors, penalty)
+    tracers = len(calibrations) if several else None
+    return System(rows, data, weights, keep, grid, tuple(notes), noise, tracers)
+
+
+def _check_fit(calibration, other, settings):
+    differing = [
+        text
+        for text in mdf.compatible(calibration, other)
+        if text.split(":")[0] not in settings.tolerate
+    ]
+    if differing:
+        raise ValueError(
+            f"{calibration.path} doesn't fit {other.path}: {'; '.join(differing)}"
+        )
+
+
+def _same_grid(one, two):
+    return one.shape == two.shape and all(
+        np.allclose(getattr(one, name), getattr(two, name), rtol=1e-6, atol=1e-9)
+        for name in ("field_of_view", "centre")
     )
 
 
@@ -130,9 +199,11 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
                 f"{settings.channels}"
             )
         keep[np.setdiff1d(np.arange(channels), settings.channels)] = False
+    highest = ""
     if keep.any() and (settings.snr_threshold or settings.num_rows):
         ratio = mdf.snr(calibration)[0]
         if settings.snr_threshold:
+            highest = f" (the highest is {ratio[keep].max():.3g})"
             keep &= ratio >= settings.snr_threshold
         elif settings.num_rows < keep.sum():
             ranked = np.where(keep, ratio, -1).reshape(-1)
@@ -143,44 +214,49 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
             f"{calibration.path}: the frequency selection leaves no rows: "
             f"{settings.min_frequency:g} to {settings.max_frequency:g} Hz, "
             f"channels {settings.channels or 'all'}, "
-            f"SNR from {settings.snr_threshold:g}, "
+            f"SNR from {settings.snr_threshold:g}{highest}, "
             f"mixing order to {settings.max_mixing_order or 'any'}"
         )
     return keep
 
 
-def _transfer(calibration, others, keep, settings):
-    """What the rows of the calibration and of the measurements are divided by, [M] each."""
-    files = [calibration, *others]
-    functions = [f.acquisition.receiver.transfer_function for f in files]
-    done = [f.measurement.is_transfer_function_corrected for f in files]
-    if any(f is not None for f in functions) and settings.transfer_function is None:
-        having = [
-            str(f.path) for f, a in zip(files, functions, strict=True) if a is not None
-        ]
+def _transfer(files, keep, settings):
+    """What the selected rows of each file are divided by, [M] each."""
+    unchanged = np.ones(keep.sum())
+    open_ones = [f for f in files if not f.measurement.is_transfer_function_corrected]
+    having = [
+        f for f in open_ones if f.acquisition.receiver.transfer_function is not None
+    ]
+    if having and settings.transfer_function is None:
         raise ValueError(
-            "transfer_function: expected a choice, True or False, because "
-            f"{', '.join(having)} has one"
+            "transfer_function: expected a choice, True or False, because of the one in "
+            f"{', '.join(dict.fromkeys(str(f.path) for f in having))}"
         )
     if not settings.transfer_function:
-        return [np.ones(keep.sum())] * 2
+        return [unchanged] * len(files)
     factors = []
-    for file, function, corrected in zip(files, functions, done, strict=True):
-        if corrected:
-            factors.append(np.ones(keep.sum()))
-        elif function is None:
+    for file in files:
+        function = file.acquisition.receiver.transfer_function
+        if file.measurement.is_transfer_function_corrected:
+            factors.append(unchanged)
+            continue
+        if function is None:
             raise ValueError(
                 f"transfer_function: expected one in {file.path}, which is not corrected, "
                 "got none"
             )
-        else:
-            selection = file.measurement.frequency_selection
-            if function.shape[1] != keep.shape[1]:  # of the selected frequencies only
-                full = np.ones(keep.shape, complex)
-                full[:, selection] = function
-                function = full
-            factors.append(function[keep])
-    return factors[0], factors[1]
+        if function.shape[1] != keep.shape[1]:  # of the stored frequencies only
+            full = np.ones(keep.shape, complex)
+            full[:, file.measurement.frequency_selection] = function
+            function = full
+        factor = function[keep]
+        if not (np.isfinite(factor).all() and np.all(factor != 0)):
+            raise ValueError(
+                f"transfer_function: expected finite numbers other than 0 in the selected "
+                f"rows of {file.path}; select others (min_frequency, stop_bands)"
+            )
+        factors.append(factor)
+    return factors
 
 
 # --- The system matrix
@@ -198,29 +274,28 @@ def _matrix(calibration, keep, settings, notes):
     grid = mdf.grid(calibration, settings.plane)
     if settings.plane is None and len(order) == 1:  # an image
         order, grid = order[0], dataclasses.replace(grid, shape=grid.shape[1:])
+    if len(np.unique(_places(calibration))) > 1:
+        raise ValueError(
+            f"{calibration.path}: expected a calibration with one offset field, found several"
+        )
     voxels = order.reshape(-1)
     wanted = np.sort(voxels)
     rows = mdf.system_matrix(calibration, keep, voxels=wanted)
-    measured = calibration.measurement
-    if settings.matrix_background == "interpolated":
-        rows = mdf.correct_background(calibration, rows, voxels=wanted)
-    elif settings.matrix_background == "mean" and not measured.is_background_corrected:
-        if not len(measured.background):
-            raise ValueError(
-                f"{calibration.path}: expected background frames, found none"
-            )
-        empty = rows[..., len(wanted) :].mean(-1, keepdims=True)
-        rows = rows[..., : len(wanted)] - empty
-    else:
-        if len(measured.background) and not measured.is_background_corrected:
+    info = calibration.measurement
+    kept = len(info.background) and not info.is_background_corrected
+    if settings.matrix_background == "none":
+        if kept:
             notes.append(
                 "the system matrix keeps its background (matrix_background none)"
             )
         rows = rows[..., : len(wanted)]
+    elif settings.matrix_background == "mean" and kept:
+        empty = rows[..., len(wanted) :].mean(-1, keepdims=True)
+        rows = rows[..., : len(wanted)] - empty
+    else:  # as it is where the file says so, an error without background frames
+        rows = mdf.correct_background(calibration, rows, voxels=wanted)
     rows = rows.mean(0)[:, np.searchsorted(wanted, voxels)]
-    if settings.shape:
-        rows, grid = _regrid(rows, grid, settings)
-    return rows, grid
+    return _regrid(rows, grid, settings) if settings.shape else (rows, grid)
 
 
 def _regrid(rows, grid, settings):
@@ -230,105 +305,120 @@ def _regrid(rows, grid, settings):
             f"shape: expected {len(grid.shape)} numbers like the calibration's "
             f"{grid.shape}, got {settings.shape}"
         )
-    extent = settings.field_of_view or np.asarray(grid.field_of_view)
-    new = Grid(settings.shape, np.asarray(extent, float), np.asarray(grid.centre))
-    volume = rows.reshape(-1, *grid.shape)
-    axes = [
-        (np.asarray(a), np.asarray(b))
-        for a, b in zip(new.axes(), grid.axes(), strict=True)
-    ]
-    for axis in range(1, volume.ndim):
-        at, old = axes[volume.ndim - 1 - axis]  # axes() is x, y, z
-        volume = np.moveaxis(
-            np.moveaxis(volume, axis, -1) @ _interpolation(at, old).T, -1, axis
-        )
+    extent = np.array(settings.field_of_view or grid.field_of_view, float)
+    new = Grid(settings.shape, extent, grid.centre)
+    matrices = map(_interpolation, _axes(new), _axes(grid))
     # The same concentration is less tracer in a smaller voxel.
-    ratio = np.prod(np.asarray(new.pitch) / np.asarray(grid.pitch))
-    return volume.reshape(len(rows), -1) * ratio, new
+    ratio = np.prod(extent / new.counts) / np.prod(grid.field_of_view / grid.counts)
+    return _resample(rows, grid, matrices) * rows.real.dtype.type(ratio), new
+
+
+def _axes(grid):
+    """Voxel centres along each axis of an image or volume [m], in double precision."""
+    x, y, z = (
+        centre + (np.arange(n) + 0.5 - n / 2) * extent / n
+        for n, extent, centre in zip(
+            grid.counts,
+            np.asarray(grid.field_of_view, float),
+            np.asarray(grid.centre, float),
+            strict=True,
+        )
+    )
+    return (z, y[::-1], x)[-len(grid.shape) :]
 
 
 def _interpolation(at, old):
-    """Matrix [new, old] of linear inter- and extrapolation."""
+    """Matrix [at, old] of linear inter- and extrapolation on an even grid."""
     if len(old) == 1:
         return np.ones((len(at), 1))
     place = (at - old[0]) / (old[1] - old[0])
     low = np.clip(np.floor(place).astype(int), 0, len(old) - 2)
-    weight = place - low
     matrix = np.zeros((len(at), len(old)))
     rows = np.arange(len(at))
-    matrix[rows, low], matrix[rows, low + 1] = 1 - weight, weight
+    matrix[rows, low], matrix[rows, low + 1] = 1 - (place - low), place - low
     return matrix
 
 
-def _patches(rows, grid, calibration, offsets):
+def _resample(rows, grid, matrices):
+    """Rows [M, P] with a matrix [new, old] applied along each axis of the grid."""
+    volume = rows.reshape(-1, *grid.shape)
+    for axis, matrix in enumerate(matrices, 1):
+        matrix = matrix.astype(rows.real.dtype)
+        volume = np.moveaxis(np.tensordot(volume, matrix, (axis, 1)), -1, axis)
+    return volume.reshape(len(rows), -1)
+
+
+def _shifts(calibrations, offsets):
+    """Way of the field-free point from the calibration to each patch [patches, 3] m."""
+    acquisition = calibrations[0].acquisition
+    own = [file.acquisition.offset_field for file in calibrations]
+    own = [np.zeros(3) if field is None else field[0, 0] for field in own]
+    if np.ptp(own, axis=0).max() > _NEAR:
+        raise ValueError(
+            f"calibration: expected files with one offset field, got {own} T"
+        )
+    change = offsets - own[0]
+    if np.abs(change).max() <= _NEAR:
+        return np.zeros_like(change)
+    gradient = acquisition.gradient
+    if gradient is None or np.linalg.matrix_rank(gradient[0, 0]) < 3:
+        raise ValueError(
+            f"{calibrations[0].path}: expected a gradient of full rank to place patches of "
+            f"other offset fields, found {'none' if gradient is None else gradient[0, 0]}"
+        )
+    return -np.linalg.solve(gradient[0, 0], change.T).T
+
+
+def _patches(rows, grid, shifts):
     """Rows [patches * M, P] on one grid that covers all patches.
 
-    A patch is the calibration's field of view, shifted by -offset / diag(gradient); its
-    voxels take the joint grid's values by linear interpolation.
+    A patch is the calibration's field of view, shifted; its voxels take the joint grid's
+    values by linear interpolation, which is exact for shifts by whole voxels.
     """
-    gradient = calibration.acquisition.gradient
-    if gradient is None:
-        raise ValueError(
-            f"{calibration.path}: expected a gradient to place the patches, found none"
-        )
-    own = calibration.acquisition.offset_field
-    start = np.zeros(3) if own is None else own[0, 0]
-    shift = -(offsets - start) / np.diag(gradient[0, 0])  # [patches, 3] m
     axes = len(grid.shape)
-    if axes == 2 and np.ptp(shift[:, 2]) > 1e-6 * abs(np.max(grid.pitch)):
+    pitch, counts = np.asarray(grid.field_of_view) / grid.counts, np.array(grid.counts)
+    span = np.ptp(shifts, axis=0) / pitch
+    if axes == 2 and span[2] > 1e-3:
         raise ValueError(
-            "plane: expected None for patches that differ in z, choose one with periods"
+            "plane: expected None, and a calibration of a volume, for patches that differ "
+            "in z; or choose one patch with periods"
         )
-    pitch, counts = np.asarray(grid.pitch), np.array(grid.counts)
-    span = np.ptp(shift, axis=0) / pitch
     extra = np.ceil(span - 1e-3).astype(int)
-    extra[2] *= axes == 3
-    joint_counts = counts + extra
-    size = len(offsets) * len(rows) * int(np.prod(joint_counts)) * 8
-    if size > 6e9:
-        raise ValueError(
-            f"patches: {len(offsets)} of them on {joint_counts.tolist()} voxels with "
-            f"{len(rows)} rows each need {size / 1e9:.0f} GB; select fewer rows "
-            "(snr_threshold, num_rows) or patches (periods)"
-        )
-    centre = np.asarray(grid.centre) + (shift.max(0) + shift.min(0)) / 2
-    shape = tuple(int(n) for n in joint_counts[[2, 1, 0]])[3 - axes :]
+    start, joint_counts = shifts.min(0), counts + extra
+    shape = tuple(int(n) for n in joint_counts[::-1])[-axes:]
+    centre = np.asarray(grid.centre) + start + extra * pitch / 2
     joint = Grid(shape, joint_counts * pitch, centre)
-    volume = rows.reshape(-1, *grid.shape)
-    made = np.empty((len(offsets), len(rows), joint.size), rows.dtype)
-    old, new = ([np.asarray(a) for a in g.axes()] for g in (grid, joint))
-    for patch, moved in zip(made, shift, strict=True):
-        part = volume
-        for axis in range(axes):
-            letter = axes - 1 - axis  # x is axis 0 of axes() and the last of the volume
-            spread = _spread(old[letter] + moved[letter], new[letter])
-            part = np.moveaxis(np.moveaxis(part, axis + 1, -1) @ spread, -1, axis + 1)
-        patch[:] = part.reshape(len(rows), -1)
-    return made.reshape(-1, joint.size), joint
-
-
-def _spread(at, grid):
-    """[old, new]: how a voxel at `at` is interpolated from a grid that surrounds it."""
-    if len(grid) == 1:
-        return np.ones((len(at), 1))
-    place = (at - grid[0]) / (grid[1] - grid[0])
-    # Shifts by whole voxels stay whole.
-    place = np.where(np.abs(place - np.rint(place)) < 1e-3, np.rint(place), place)
-    low = np.clip(np.floor(place).astype(int), 0, len(grid) - 2)
-    weight = np.clip(place - low, 0, 1)
-    matrix = np.zeros((len(at), len(grid)))
-    rows = np.arange(len(at))
-    matrix[rows, low], matrix[rows, low + 1] = 1 - weight, weight
-    return matrix
+    if len(shifts) == 1:
+        return rows, joint
+    columns = rows.shape[1] // grid.size * joint.size
+    size = len(shifts) * len(rows) * columns * rows.itemsize
+    if size > _JOINT:
+        raise ValueError(
+            f"patches: expected a joint system of at most {_JOINT / 1e9:g} GB; "
+            f"{len(shifts)} patches of {len(rows)} rows on {list(shape)} voxels need "
+            f"{size / 1e9:.1f}; select fewer rows (snr_threshold, num_rows) or patches "
+            "(periods)"
+        )
+    made = np.empty((len(shifts), len(rows), columns), rows.dtype)
+    for patch, shift in zip(made, shifts, strict=True):
+        moved = dataclasses.replace(grid, centre=np.asarray(grid.centre) + shift)
+        spread = map(_interpolation, _axes(moved), _axes(joint))
+        patch[:] = _resample(rows, grid, (matrix.T for matrix in spread))
+    return made.reshape(-1, columns), joint
 
 
 # --- The measurement
 
 
-def _measured(measurement, background, keep, settings, notes):
-    """Spectra [frames, patches, M], offset field of each patch or None, noise [M] or None."""
+def _measured(measurement, background, keep, factors, settings, notes):
+    """Spectra [F, groups, M], empty ones [E, groups, M] or None, offset fields or None.
+
+    factors: what the rows of the measurement and of the background file are divided by.
+    """
     info = measurement.measurement
-    foreground = info.foreground
+    foreground, empty = info.foreground, info.background
+    if not len(foreground):
+        raise ValueError(f"{measurement.path}: expected foreground frames, found none")
     if settings.frames:
         if max(settings.frames) >= len(foreground):
             raise ValueError(
@@ -336,99 +426,146 @@ def _measured(measurement, background, keep, settings, notes):
                 f"foreground of {measurement.path}, got {settings.frames}"
             )
         foreground = foreground[list(settings.frames)]
-    if not len(foreground):
-        raise ValueError(f"{measurement.path}: expected foreground frames, found none")
-    periods = _periods(measurement, settings)
-    data = _spectra(measurement, keep, foreground, periods, settings)
-    empty = info.background
+    groups, offsets = _periods(measurement, settings)
+    if settings.spectral_leakage and info.is_spectral_leakage_corrected:
+        notes.append("the measurement was corrected for spectral leakage already")
+    data = _spectra(measurement, keep, foreground, groups, settings) / factors[0]
+
     scans = None
-    if len(empty) and (settings.background in _NEEDS_SCANS or settings.whitening):
-        scans = _spectra(measurement, keep, empty, periods, settings)
-    if settings.background == "external":
-        other = _periods(background, settings, count=len(periods))
+    if background is not None:
+        other, moved = _periods(background, settings)
+        if len(other) != len(groups):
+            raise ValueError(
+                f"{background.path}: expected {len(groups)} groups of periods like the "
+                f"measurement, found {len(other)}"
+            )
+        both = len(groups) > 1 and offsets is not None and moved is not None
+        if both and np.abs(offsets - moved).max() > _NEAR:
+            raise ValueError(
+                f"{background.path}: expected the offset fields of the measurement in its "
+                "order, found others"
+            )
         every = np.arange(background.acquisition.frames)
-        scans = _spectra(background, keep, every, other, settings)
+        scans = _spectra(background, keep, every, other, settings) / factors[1]
+    elif len(empty) and (
+        settings.background != "none" or settings.whitening or settings.joint_background
+    ):
+        scans = _spectra(measurement, keep, empty, groups, settings) / factors[0]
+    if settings.background == "none" and not settings.joint_background:
+        if len(empty) and not info.is_background_corrected:
+            notes.append("the measurement keeps its background (background none)")
+    elif info.is_background_corrected:
+        notes.append("the measurement was corrected for background already")
+    elif scans is None:
+        raise ValueError(f"{measurement.path}: expected background frames, found none")
+    elif settings.background == "interpolated":
+        data = data - _between(measurement, foreground, scans)
+    elif not settings.joint_background:
         data = data - scans.mean(0)
-    elif settings.background in _NEEDS_SCANS:
-        if info.is_background_corrected:
-            notes.append("the measurement was corrected for background already")
-        elif scans is None:
-            raise ValueError(
-                f"{measurement.path}: expected background frames, found none"
-            )
-        elif settings.background == "mean":
-            data = data - scans.mean(0)
-        else:
-            data = data - _between(measurement, foreground, empty, scans)
-    elif len(empty) and not info.is_background_corrected:
-        notes.append("the measurement keeps its background (background none)")
-    noise = None
-    if settings.whitening:
-        if scans is None or len(scans) < 2:
-            raise ValueError(
-                f"whitening: expected at least 2 background frames, found "
-                f"{0 if scans is None else len(scans)}"
-            )
-        noise = scans.std(0).mean(0)
-    data = _means(data, settings.frame_average, settings.allow_short, "frame_average")
-    offsets = _offsets(measurement, periods)
-    return data, offsets, noise
+    if settings.whitening and (scans is None or len(scans) < 2):
+        raise ValueError(
+            f"whitening: expected at least 2 background frames, found "
+            f"{0 if scans is None else len(scans)}"
+        )
+    size = settings.frame_average
+    if len(data) % size and not settings.allow_short:
+        raise ValueError(
+            f"frame_average: expected a divisor of {len(data)} frames, got {size} "
+            "(or allow_short)"
+        )
+    data = np.stack([data[i : i + size].mean(0) for i in range(0, len(data), size)])
+    return data, scans, offsets
 
 
-_NEEDS_SCANS = ("mean", "interpolated")
+def _places(file):
+    """A number for the offset field of each period [J], the same for the same field."""
+    offset = file.acquisition.offset_field
+    if offset is None:
+        return np.zeros(file.acquisition.periods, int)
+    if offset.shape[1] > 1:
+        raise ValueError(
+            f"{file.path}: expected one partition of the selection field, found "
+            f"{offset.shape[1]}"
+        )
+    near = np.rint(offset[:, 0] / _NEAR)
+    return np.unique(near, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _periods(file, settings, count=None):
-    """Groups of periods that are averaged."""
-    total = file.acquisition.periods
+def _periods(file, settings):
+    """Groups of periods that are averaged, and their offset fields [groups, 3] or None."""
+    total, place = file.acquisition.periods, _places(file)
     first, behind = settings.periods or (0, total)
     if behind > total:
         raise ValueError(
-            f"periods: expected (first, behind the last) up to {total}, got {behind}"
+            f"periods: expected (first, behind the last) up to {total} in {file.path}, "
+            f"got {behind}"
         )
-    every = np.arange(first, behind)
-    size = settings.period_average or len(every)
-    if len(every) % size and not settings.allow_short:
+    every, size = np.arange(first, behind), settings.period_average
+    if not size:
+        numbers = dict.fromkeys(place[every].tolist())
+        groups = [every[place[every] == number] for number in numbers]
+    elif len(every) % size and not settings.allow_short:
         raise ValueError(
             f"period_average: expected a divisor of {len(every)} periods, got {size} "
             "(or allow_short)"
         )
-    groups = [every[i : i + size] for i in range(0, len(every), size)]
-    if count is not None and len(groups) != count:
-        raise ValueError(
-            f"{file.path}: expected {count} groups of periods like the measurement, "
-            f"found {len(groups)}"
-        )
-    return groups
-
-
-def _spectra(file, keep, frames, periods, settings):
-    """Means over groups of periods of selected rows, [frames, groups, M]."""
-    out = np.empty((len(frames), len(periods), int(keep.sum())), np.complex128)
-    if settings.spectral_leakage:
-        info = file.measurement
-        if info.is_fourier_transformed or info.is_spectral_leakage_corrected:
+    else:
+        groups = [every[i : i + size] for i in range(0, len(every), size)]
+    for group in groups:
+        if np.ptp(place[group]) > 0:
             raise ValueError(
-                f"spectral_leakage: expected an uncorrected time signal in {file.path}"
+                "period_average: expected periods of one offset field each, got "
+                f"different ones in {group[0]} to {group[-1]}; 0 averages patch by patch"
             )
-    for i, group in enumerate(periods):
-        for j, frame in enumerate(frames):
-            if settings.spectral_leakage:
-                if len(group) > 1:
-                    u = mdf.signals(file, frames=frame, periods=group)[0]
-                    spectra = np.fft.rfft(spectral_leakage(u))[:, keep]
-                else:
-                    # The neighbours in time are frames.
-                    near = np.arange(max(0, j - 1), min(len(frames), j + 2))
-                    u = mdf.signals(file, frames=frames[near], periods=group)[:, 0]
-                    u = spectral_leakage(u)[j - near[0]]
-                    spectra = np.fft.rfft(u)[keep][None]
-                out[j, i] = spectra.mean(0)
+    offset = file.acquisition.offset_field
+    starts = [group[0] for group in groups]
+    return groups, None if offset is None else offset[starts, 0]
+
+
+def _spectra(file, keep, frames, groups, settings):
+    """Means over groups of periods of selected rows, [frames, groups, M]."""
+    info, receiver = file.measurement, file.acquisition.receiver
+    clean = settings.spectral_leakage and not info.is_spectral_leakage_corrected
+    if clean and info.is_fourier_transformed:
+        raise ValueError(
+            f"spectral_leakage: expected a time signal in {file.path}, found spectra"
+        )
+    out = np.zeros((len(frames), len(groups), int(keep.sum())), np.complex128)
+    step = max(1, _PIECE // (16 * receiver.channels * receiver.samples))
+    for i, j in np.ndindex(out.shape[:2]):
+        group = groups[j]
+        for start in range(0, len(group), step):
+            some = group[start : start + step]
+            if clean:
+                part = _cleaned(file, keep, frames[i], some)
             else:
-                out[j, i] = mdf.spectra(file, keep=keep, frames=frame, periods=group)[
-                    0
-                ].mean(0)
+                part = mdf.spectra(file, keep=keep, frames=frames[i], periods=some)[0]
+            out[i, j] += part.sum(0, dtype=np.complex128)
+        out[i, j] /= len(group)
     return out
+
+
+def _cleaned(file, keep, frame, periods):
+    """Spectra [periods, M] of a frame without spectral leakage.
+
+    The neighbours of a period are those of the same frame and offset field; in files of
+    one period a frame, the frames acquired before and after it, if these are foreground
+    or background like it.
+    """
+    if file.acquisition.periods == 1:
+        order, empty = mdf.acquisition_order(file), file.measurement.is_background_frame
+        at = int(np.flatnonzero(order == frame)[0])
+        near = order[max(at - 1, 0) : at + 2]
+        near = near[empty[near] == empty[frame]]
+        u = spectral_leakage(mdf.signals(file, frames=near)[:, 0])[near == frame]
+        return np.fft.rfft(u)[:, keep]
+    place, parts = _places(file), []
+    for run in np.split(periods, np.flatnonzero(np.diff(periods) > 1) + 1):
+        near = np.arange(max(run[0] - 1, 0), min(run[-1] + 2, len(place)))
+        near = near[place[near] == place[run[0]]]
+        u = spectral_leakage(mdf.signals(file, frames=frame, periods=near)[0])
+        parts.append(np.fft.rfft(u[np.isin(near, run)])[:, keep])
+    return np.concatenate(parts)
 
 
 def spectral_leakage(u: Float[np.ndarray, "N C V"]) -> Float[np.ndarray, "N C V"]:
@@ -440,7 +577,10 @@ def spectral_leakage(u: Float[np.ndarray, "N C V"]) -> Float[np.ndarray, "N C V"
     """
     count, samples = len(u), u.shape[-1]
     if count < 2:
-        raise ValueError("spectral_leakage: expected at least 2 periods, got 1")
+        raise ValueError(
+            "spectral_leakage: expected at least 2 successive periods, or frames of one "
+            "period, of one offset field and kind; got 1"
+        )
 
     def window(periods):
         m = periods * samples
@@ -455,10 +595,10 @@ def spectral_leakage(u: Float[np.ndarray, "N C V"]) -> Float[np.ndarray, "N C V"
     return out
 
 
-def _between(file, foreground, empty, scans):
+def _between(file, foreground, scans):
     """Background at the time of each foreground frame, linear between the scans."""
-    acquired = np.empty(file.acquisition.frames, int)
-    acquired[mdf.acquisition_order(file)] = np.arange(file.acquisition.frames)
+    empty = file.measurement.background
+    acquired = np.argsort(mdf.acquisition_order(file))
     order = np.argsort(acquired[empty])
     times, scans = acquired[empty][order], scans[order]
     # Scans in a row are one scan at their mean time.
@@ -466,66 +606,35 @@ def _between(file, foreground, empty, scans):
     number = np.arange(block[-1] + 1)
     times = np.array([times[block == b].mean() for b in number])
     scans = np.stack([scans[block == b].mean(0) for b in number])
-    weight = np.stack(
-        [np.interp(acquired[foreground], times, e) for e in np.eye(len(number))]
-    )
-    return np.tensordot(weight, scans, (0, 0))
-
-
-def _means(data, size, allow_short, name):
-    if len(data) % size and not allow_short:
-        raise ValueError(
-            f"{name}: expected a divisor of {len(data)} frames, got {size} "
-            "(or allow_short)"
-        )
-    return np.stack([data[i : i + size].mean(0) for i in range(0, len(data), size)])
-
-
-def _offsets(file, periods):
-    """Offset field [patches, 3] T of groups of periods, None where it is one."""
-    offset = file.acquisition.offset_field
-    if offset is None or len(periods) == 1 and offset.shape[1] == 1:
-        # One patch, wherever it is: the calibration's own place.
-        return None
-    if offset.shape[1] > 1:
-        raise ValueError(
-            f"{file.path}: expected one partition of the selection field, found "
-            f"{offset.shape[1]}"
-        )
-    for group in periods:
-        if np.ptp(offset[group, 0], axis=0).max() > 1e-9:
-            raise ValueError(
-                "period_average: expected periods of one offset field each, got "
-                f"different ones in {group[0]} to {group[-1]}"
-            )
-    found = np.stack([offset[group[0], 0] for group in periods])
-    return None if np.ptp(found, axis=0).max() <= 1e-9 else found
+    weight = [np.interp(acquired[foreground], times, e) for e in np.eye(len(number))]
+    return np.tensordot(np.array(weight), scans, (0, 0))
 
 
 def _weights(rows, noise, keep, settings):
     """Product of the weights in use, [M] or None."""
-    weights = np.ones(len(rows))
+    factors = []
     if settings.channel_weights:
         if len(settings.channel_weights) != len(keep):
             raise ValueError(
                 f"channel_weights: expected {len(keep)} numbers, one for each receive "
                 f"channel, got {len(settings.channel_weights)}"
             )
-        weights = weights * np.array(settings.channel_weights)[np.nonzero(keep)[0]]
-    if noise is not None:
-        level = np.abs(noise)
-        if not level.min() > 0:
+        weights = np.array(settings.channel_weights)[np.nonzero(keep)[0]]
+        if not weights.any():
+            raise ValueError(
+                "channel_weights: expected one > 0 for a channel in use, got "
+                f"{settings.channel_weights}"
+            )
+        factors.append(np.tile(weights, len(rows) // len(weights)))
+    if settings.whitening:
+        if not noise.min() > 0:
             raise ValueError(
                 "whitening: expected noise in every row, found none in some"
             )
-        weights = weights * level.min() / level
+        factors.append(noise.min() / noise)
     if settings.row_norm:
-        norm = np.sqrt(np.sum(np.abs(weights[:, None] * rows) ** 2, axis=1))
-        weights = weights * np.where(
-            norm > 0, norm[norm > 0].max() / np.maximum(norm, 1e-300), 0
-        )
-    plain = not (settings.channel_weights or settings.row_norm or noise is not None)
-    return None if plain else weights
+        factors.append(np.asarray(kaczmarz.row_norm_weights(rows)))
+    return np.prod(factors, axis=0).astype(rows.real.dtype) if factors else None
 
 
 # --- Solving
@@ -539,16 +648,104 @@ METHODS = {
     "elastic_net": {"lam": 1e-3, "l1": 0.0, "iterations": 200},
 }
 RANK = 1024  # of the singular basis, at most
+_BRIGHTEST = 1e-3  # lam of the image that tells how bright the brightest voxel is
 
 
 def reconstruct(system: System, method: str, **settings: Any) -> Array:
     """Images [F, *grid.shape], real and >= 0, of a prepared system.
 
-    settings: see METHODS for those of each method and their defaults. lam is relative: to
-    the mean row energy per voxel (kaczmarz, cgnr, elastic_net), to the largest singular
-    value squared (tikhonov); l1 to the largest that leaves an empty image. Raises
-    ValueError for unknown methods and settings.
+    [F, A, *grid.shape] where it is of several tracers. settings: see METHODS for those of
+    each method and their defaults. lam is relative: to the energy of all rows per voxel
+    (kaczmarz, cgnr, elastic_net), to the largest singular value squared (tikhonov); l1
+    to the smallest that leaves a frame's image empty; lam_tv to that value squared, for a
+    frame with 1 as its brightest voxel. Raises ValueError for unknown methods and
+    settings.
     """
+    chosen = _chosen(method, settings)
+    shape = system.grid.shape
+    if system.tracers is not None:
+        if method == "tv":
+            raise ValueError("method tv: expected a system of one calibration")
+        shape = (system.tracers, *shape)
+    if method == "kaczmarz":
+        c = kaczmarz.solve(system.rows, system.data, weights=system.weights, **chosen)
+        return c.reshape(-1, *shape)
+    rows, data = _weighted(system)
+    if method == "cgnr":
+        lam = chosen.pop("lam") * iterative.mean_energy(rows)
+        c = iterative.cgnr(rows, data, lam=lam, nonnegative=True, **chosen)
+    elif method == "elastic_net":
+        l2 = chosen.pop("lam") * iterative.mean_energy(rows)
+        # Images scale with the data and l1 together: every frame has its own unit.
+        slope = jnp.matmul(data, rows.conj(), precision="highest").real
+        unit = jnp.max(slope, axis=1, keepdims=True)
+        unit = jnp.where(unit > 0, unit, 1)
+        c = unit * iterative.elastic_net(
+            rows, data / unit, l2=l2, nonnegative=True, **chosen
+        )
+    else:
+        basis = _basis(rows, chosen.pop("rho", None))
+        if method == "tikhonov":
+            c = jnp.maximum(variational.tikhonov(basis, data, chosen["lam"]), 0)
+        elif method == "nonnegative":
+            c = variational.nonnegative(basis, data, **chosen)
+        else:
+            # The same for frames of any strength: the unit is about the brightest voxel.
+            c = variational.tikhonov(basis, data, _BRIGHTEST)
+            unit = jnp.max(jnp.abs(c), axis=1, keepdims=True)
+            unit = jnp.where(unit > 0, unit, 1)
+            c = unit * variational.total_variation(basis, data / unit, shape, **chosen)
+    return c.reshape(-1, *shape)
+
+
+def choose_lam(
+    system: System,
+    method: str,
+    lams: Sequence[float] | Float[np.ndarray, " L"],
+    *,
+    rule: str = "l_curve",
+    **settings: Any,
+) -> tuple[Float[np.ndarray, " F"], variational.LCurve]:
+    """A lam for each frame [F], out of `lams`, and the L-curve [F, L] it was found on.
+
+    rule: "l_curve", the corner; or "discrepancy", the largest lam whose residual is no
+    larger than the noise of the background frames (System.noise; the smallest lam where
+    none is). The index in the curve is that of the rule. lams: falling. settings: the
+    others of the method. Raises ValueError where the method has no lam.
+    """
+    chosen = _chosen(method, {"lam": 0.0, **settings})
+    lams = np.asarray(lams, float)
+    if lams.ndim != 1 or len(lams) < 3 or np.any(np.diff(lams) >= 0) or lams[-1] <= 0:
+        raise ValueError(
+            f"lams: expected three or more falling numbers > 0, got {lams}"
+        )
+    if rule not in ("l_curve", "discrepancy"):
+        raise ValueError(f"rule: expected l_curve or discrepancy, got {rule!r}")
+    if rule == "discrepancy" and system.noise is None:
+        raise ValueError(
+            "rule: expected l_curve, because noise is not known: prepare with a background "
+            "of 2 frames or more (background, joint_background or whitening)"
+        )
+    rows, data = _weighted(system)
+    if method == "tikhonov":
+        images = jnp.maximum(variational.tikhonov(_basis(rows), data, lams), 0)
+    else:
+        images = [
+            reconstruct(system, method, **(chosen | {"lam": lam})) for lam in lams
+        ]
+        images = jnp.stack([c.reshape(len(data), -1) for c in images], axis=1)
+    curve = variational.l_curve(lams, *variational.norms(rows, data, images))
+    if rule == "discrepancy":
+        noise = (
+            system.noise if system.weights is None else system.noise * system.weights
+        )
+        sigma = float(np.sqrt(np.mean(np.square(noise))))
+        index = variational.discrepancy(curve.residual, sigma, len(rows))
+        curve = curve._replace(index=jnp.where(index < 0, len(lams) - 1, index))
+    return lams[np.asarray(curve.index)], curve
+
+
+def _chosen(method, settings):
     if method not in METHODS:
         raise ValueError(
             f"method: expected one of {', '.join(METHODS)}; got {method!r}"
@@ -559,43 +756,23 @@ def reconstruct(system: System, method: str, **settings: Any) -> Array:
             f"method {method}: expected settings out of {', '.join(METHODS[method])}; "
             f"got {', '.join(sorted(unknown))}"
         )
-    chosen = {**METHODS[method], **settings}
+    return {**METHODS[method], **settings}
+
+
+def _weighted(system):
     rows, data = jnp.asarray(system.rows), jnp.asarray(system.data)
-    if method == "kaczmarz":
-        c = kaczmarz.solve(rows, data, weights=system.weights, **chosen)
-        return c.reshape(-1, *system.grid.shape)
-    if system.weights is not None:
-        weights = jnp.asarray(system.weights, data.real.dtype)
-        rows, data = weights[:, None] * rows, weights[None] * data
-    if method in ("cgnr", "elastic_net"):
-        energy = iterative.mean_energy(rows)
-        lam = chosen.pop("lam") * energy
-        if method == "cgnr":
-            c = iterative.cgnr(rows, data, lam=lam, nonnegative=True, **chosen)
-        else:
-            l1 = chosen.pop("l1")
-            slope = jnp.real(data @ rows.conj())
-            c = iterative.elastic_net(
-                rows,
-                data,
-                l1=l1 * jnp.max(slope),
-                l2=lam,
-                nonnegative=True,
-                **chosen,
-            )
-        return c.reshape(-1, *system.grid.shape)
-    # Real images: the rows' real parts above their imaginary parts.
-    rows = np.concatenate([rows.real, rows.imag])
-    data = jnp.concatenate([data.real, data.imag], axis=-1)
-    basis = variational.spectral_basis(rows, _rank(rows), chosen.pop("rho", 3e-4))
-    if method == "tikhonov":
-        c = jnp.maximum(variational.tikhonov(basis, data, chosen["lam"]), 0)
-    elif method == "nonnegative":
-        c = variational.nonnegative(basis, data, **chosen)
-    else:
-        c = variational.total_variation(basis, data, system.grid.shape, **chosen)
-    return c.reshape(-1, *system.grid.shape)
+    if system.weights is None:
+        return rows, data
+    weights = jnp.asarray(system.weights, data.real.dtype)
+    return weights[:, None] * rows, weights[None] * data
 
 
-def _rank(rows) -> int | None:
-    return None if min(rows.shape) <= RANK else RANK
+def _basis(rows, rho=None):
+    """The singular basis of rows, real above imaginary parts, cut at RANK."""
+    options = {} if rho is None else {"rho": rho}
+    if min(2 * len(rows), rows.shape[1]) > RANK:
+        try:
+            return variational.spectral_basis(rows, RANK, **options)
+        except ValueError:
+            pass  # fewer singular values than that are resolved
+    return variational.spectral_basis(rows, **options)

@@ -1,4 +1,4 @@
-"""Blocked Kaczmarz: plain row loop, closed forms, reference vectors, measured data."""
+"""Blocked Kaczmarz: plain row loop, closed forms, reference vectors."""
 
 import inspect
 import json
@@ -284,7 +284,7 @@ def test_rejects_shapes_under_jit_and_unknown_options():
         solve(ONES, np.ones(3), lam=0.1, iterations=1, shuffle=True)
 
 
-# Reference vectors and measured data
+# Reference vectors
 
 
 @pytest.fixture(scope="module")
@@ -346,80 +346,3 @@ def test_golden_cases_for_other_blocks(golden, block, x64):
 def test_golden_cases_complex64(golden):
     errors = golden_errors(golden, golden[1], np.complex64, 16)
     assert max(errors.values()) < 1e-5, max(errors, key=errors.get)
-
-
-FILES = {
-    "T": "test_systemMatrixNew.h5",
-    "N": "systemMatrixNew.h5",
-    "E": "systemMatrixFirstEverEver.h5",
-}
-
-
-def line_scan(shared, name):
-    """Spectra [77, 9] of the nine positions of a line, its background removed."""
-    h5py = pytest.importorskip("h5py")
-    path = shared / "data" / "measured_1d" / FILES[name[0]]
-    if not path.exists():
-        pytest.skip(f"measured data not found: {path.name}")
-    with h5py.File(path) as file:
-        rows = file["matrix"][()]
-    first = 10 * (int(name[1]) - 1) if name[1:].isdigit() else 0
-    spectra = np.fft.rfft(rows[first : first + 10])
-    lines = (spectra[1:] - spectra[0]).T
-    if name.endswith("shifted"):  # sampling started 47.5 of 152 samples later
-        shift = np.exp(2j * np.pi * np.arange(len(lines)) * -47.5 / rows.shape[1])
-        lines = lines * shift[:, None]
-    return lines
-
-
-@pytest.mark.parametrize(
-    "calibration, measurement, last, hits, error",
-    [
-        ("T1", "T2", 15, 9, 0.1865),
-        ("T1", "T2", 9, 9, 0.0710),
-        ("T2", "T1", 15, 9, 0.2106),
-        ("T2", "T1", 9, 9, 0.2092),
-        ("T1", "N2", 15, 9, 0.1505),
-        ("T1", "N2", 9, 9, 0.0540),
-        ("N2", "T1", 15, 9, 0.1547),
-        ("N2", "T1", 9, 9, 0.1844),
-        ("N2", "T2", 15, 9, 0.1242),
-        ("N2", "T2", 9, 9, 0.0381),
-        ("E", "T1", 15, 0, 1.056),
-        ("E shifted", "T1", 15, 9, 0.2274),
-        ("E shifted", "T1", 9, 9, 0.1949),
-        ("E shifted", "N2", 15, 9, 0.1630),
-        ("E shifted", "N2", 9, 9, 0.1579),
-        ("N1", "N2", 15, 8, 0.795),
-        ("N1", "N3", 9, 9, 0.296),
-        ("T1", "T1", 15, 9, 0.0084),
-        ("T1", "T1", 9, 9, 0.0111),
-    ],
-)
-def test_measured_line_scans(shared, calibration, measurement, last, hits, error):
-    """A point sample at nine positions, found with a calibration from another scan."""
-    bins = slice(2, last + 1)
-    S = line_scan(shared, calibration)[bins].astype(np.complex64)
-    u = line_scan(shared, measurement)[bins].T.astype(np.complex64)
-    weights = kaczmarz.row_norm_weights(S)
-    image = np.asarray(kaczmarz.solve(S, u, lam=1e-3, iterations=500, weights=weights))
-    assert np.sum(image.argmax(axis=1) == np.arange(9)) == hits
-    assert abs(np.linalg.norm(image - np.eye(9)) / 3 - error) < 0.002
-
-
-def test_measured_line_scan_without_weights(shared):
-    S, u = line_scan(shared, "T1")[2:16], line_scan(shared, "T2")[2:16].T
-    S, u = S.astype(np.complex64), u.astype(np.complex64)
-    image = np.asarray(kaczmarz.solve(S, u, lam=1e-3, iterations=500))
-    assert np.sum(image.argmax(axis=1) == np.arange(9)) == 9
-    assert abs(np.linalg.norm(image - np.eye(9)) / 3 - 0.3368) < 0.002
-
-
-def test_measured_line_scan_with_an_invalid_row(shared):
-    """The third scan's ninth position is not a measurement of the sample."""
-    S, u = line_scan(shared, "T1")[2:16], line_scan(shared, "T3")[2:16].T[:8]
-    S, u = S.astype(np.complex64), u.astype(np.complex64)
-    weights = kaczmarz.row_norm_weights(S)
-    image = np.asarray(kaczmarz.solve(S, u, lam=1e-3, iterations=500, weights=weights))
-    assert np.sum(image.argmax(axis=1) == np.arange(8)) == 8
-    assert abs(np.linalg.norm(image - np.eye(9)[:8]) / np.sqrt(8) - 0.2187) < 0.002

@@ -159,13 +159,19 @@ class Preprocessing:
     periods: tuple[int, int] | None = None
     """Periods of each frame in use, (first, behind the last); None: all."""
     period_average: int = 0
-    """Successive periods averaged to one; 0: all of a frame. More than one left are
-    patches where their offset field differs, else frames."""
+    """Successive periods averaged to one; 0: all periods of a patch, that is of one
+    offset field. Means of different offset fields are patches of one image, others are
+    frames."""
     allow_short: bool = False
     """Let the last average have fewer frames or periods."""
     background: Literal["none", "mean", "interpolated", "external"] = "none"
     """What the measurement loses: nothing, the mean of its background frames, these
     interpolated in time, or the mean of all frames of another file."""
+    joint_background: int = 0
+    """Reconstruct a background together with the image, out of that many singular
+    vectors of the background frames; 0: off. Not with another background."""
+    background_penalty: float = 0.0
+    """Penalty of that background, relative to its strongest vector; 0: it is free."""
     spectral_leakage: bool = False
     """Window neighbouring frames (or periods of a frame) before the Fourier transform."""
     transfer_function: bool | None = None
@@ -189,14 +195,28 @@ class Preprocessing:
         low, high = self.min_frequency, self.max_frequency
         expect(0 <= low <= high, "min_frequency", f"0 to max_frequency {high:g} Hz")
         for band in self.stop_bands:
-            expect(len(band) == 2 and band[0] <= band[1], "stop_bands", "(from, to) Hz")
-        for name in ("snr_threshold", "num_rows", "max_mixing_order", "period_average"):
+            fine = len(band) == 2 and band[0] <= band[1]
+            expect(fine, "stop_bands", "(from, to) Hz")
+        for name in ("snr_threshold", "background_penalty"):
+            fine = 0 <= getattr(self, name) < math.inf
+            expect(fine, name, "a finite number >= 0")
+        for name in (
+            "num_rows",
+            "max_mixing_order",
+            "period_average",
+            "joint_background",
+        ):
             expect(getattr(self, name) >= 0, name, "a number >= 0")
         both = self.num_rows and self.snr_threshold
         expect(not both, "num_rows", "0 where snr_threshold is in use")
         for name in ("matrix_background", "background"):
             expect(getattr(self, name) in _BACKGROUNDS[name], name, _BACKGROUNDS[name])
+        fine = not self.joint_background or self.background == "none"
+        expect(fine, "joint_background", "0 where another background is in use")
+        fine = not self.background_penalty or self.joint_background
+        expect(fine, "background_penalty", "0 without joint_background")
         expect(self.frame_average >= 1, "frame_average", "a number >= 1")
+        expect(self.plane is None or self.plane >= 0, "plane", "None or a number >= 0")
         expect(all(n >= 0 for n in self.channels), "channels", "numbers >= 0")
         expect(all(n >= 0 for n in self.frames), "frames", "numbers >= 0")
         fine = self.periods is None or 0 <= self.periods[0] < self.periods[1]
@@ -205,8 +225,11 @@ class Preprocessing:
         expect(fine, "shape", "(nz, ny, nx) or (ny, nx)")
         fine = self.field_of_view is None or bool(self.shape)
         expect(fine, "field_of_view", "None where no shape is given")
-        fine = self.field_of_view is None or min(self.field_of_view) > 0
-        expect(fine, "field_of_view", "lengths > 0 m")
+        fine = self.field_of_view is None or (
+            len(self.field_of_view) == 3
+            and all(0 < length < math.inf for length in self.field_of_view)
+        )
+        expect(fine, "field_of_view", "(x, y, z), lengths > 0 m")
         fine = all(math.isfinite(w) and w >= 0 for w in self.channel_weights)
         expect(fine, "channel_weights", "numbers >= 0")
 
