@@ -176,24 +176,27 @@ def _run(
 ):
     """Scan over sweeps of the named order, each a function (t, c, dual) -> (c, dual).
 
-    c is (Re c, Im c), each [F, P], or (c,) if real; dual [F, M] is sqrt(lambda) v.
+    c is (Re c, Im c), each [F, P], or (c,) if real; dual is sqrt(lambda) v, [F, M], in
+    fixed order the [blocks, F, m] of its visits.
     """
     batch, (M, P) = u.shape[:-1], S.shape
     if weights is not None:
         S, u = S * weights[:, None], u * weights.reshape((1,) * len(batch) + (M,))
-    if permutation is not None:
-        S, u = S[permutation], u[..., permutation]
     u = u.reshape(-1, M)
+    frames = len(u)
     if relative:
         lam = lam * jnp.sum(energy) / P
-    unscale = jnp.ones(())
+    unscale = jnp.ones((), energy.dtype)
     if lam.ndim:
         unscale = lax.rsqrt(lam)
         S, lam = S * unscale[None], jnp.ones((), energy.dtype)
         energy = _energy(S, None)
 
     if order == "fixed":
-        system = _system(S, lam, block)
+        index = _in_blocks(
+            jnp.arange(M) if permutation is None else permutation, block, M
+        )
+        system, u = _system(S, index, lam), _columns(u, index)
 
         def visit(t, c, dual):
             return _visit_blocks(system, u, lam, c, dual)
@@ -202,10 +205,10 @@ def _run(
 
         def visit(t, c, dual):
             arrivals = _arrivals(jax.random.fold_in(key, t), energy)
-            rows = lax.top_k(-arrivals, count)[1]
-            drawn = _system(S[rows], lam, block)
-            c, new = _visit_blocks(drawn, u[:, rows], lam, c, dual[:, rows])
-            return c, dual.at[:, rows].set(new)
+            index = _in_blocks(lax.top_k(-arrivals, count)[1], block, M)
+            drawn = _system(S, index, lam), _columns(u, index)
+            c, new = _visit_blocks(*drawn, lam, c, _columns(dual, index))
+            return c, dual.at[:, index].set(jnp.moveaxis(new, 0, 1), mode="drop")
 
     else:
         rows = _parts(S)
@@ -233,7 +236,7 @@ def _run(
 
     # Reverse mode keeps one state per sweep and repeats the sweep: memory, not time, is
     # what limits it.
-    zero = jnp.zeros((len(u), P), energy.dtype)
+    zero = jnp.zeros((frames, P), energy.dtype)
     (c, _), kept = lax.scan(
         jax.checkpoint(sweep, prevent_cse=False),
         ((zero, zero) if jnp.iscomplexobj(S) else (zero,), jnp.zeros_like(u)),
@@ -244,7 +247,18 @@ def _run(
     return c.reshape(*c.shape[:-2], *batch, P)
 
 
-def _system(S, lam, block):
+def _in_blocks(rows, block, M):
+    """Row numbers as [blocks, m], filled up with M, which stands for a zero row."""
+    block = min(block, len(rows))
+    return jnp.pad(rows, (0, -len(rows) % block), constant_values=M).reshape(-1, block)
+
+
+def _columns(array, index):
+    """Columns of u or dual [F, M] as [blocks, F, m]."""
+    return jnp.moveaxis(array.at[:, index].get(mode="fill", fill_value=0), 1, 0)
+
+
+def _system(S, index, lam):
     """Blocks of rows [blocks, 2m, P] (real: [blocks, m, P]) and the inverses of their
     triangles tril(B B^H) + lam I, [blocks, m, m].
 
@@ -252,13 +266,11 @@ def _system(S, lam, block):
     substitution, and as accurate on these triangles. A zero row never moves c; it only
     must not make the triangle singular where lam = 0.
     """
-    M, P = S.shape
-    S = _padded(S, -M % min(block, M), axis=0).reshape(-1, min(block, M), P)
-    rows = jax.vmap(_parts)(S)
+    rows = jax.vmap(_parts)(S.at[index].get(mode="fill", fill_value=0))
     # One by one: XLA's batched product of small matrices is several times slower.
     gram = lax.map(lambda block: _matmul(block, block.T), rows)
     if jnp.iscomplexobj(S):
-        m = S.shape[1]
+        m = index.shape[1]
         gram = lax.complex(
             gram[:, :m, :m] + gram[:, m:, m:], gram[:, m:, :m] - gram[:, :m, m:]
         )
@@ -272,21 +284,14 @@ def _system(S, lam, block):
 
 
 def _visit_blocks(system, u, lam, c, dual):
-    """Visit all rows of the system once; u and dual are [F, rows]."""
-    frames, M = u.shape
-    blocks, m, _ = system[1].shape
-
-    def blocked(array):
-        array = _padded(array, blocks * m - M, axis=1)
-        return array.reshape(frames, blocks, m).swapaxes(0, 1)
+    """Visit all rows of the system once; u and dual are [blocks, F, m]."""
 
     def visit(c, block):
         rows, inverse, u, dual = block
         alpha = _matmul(u - _times(c, rows) - dual, inverse.T)
         return _step(c, alpha, rows), dual + lam * alpha
 
-    c, dual = lax.scan(visit, c, (*system, blocked(u), blocked(dual)))
-    return c, dual.swapaxes(0, 1).reshape(frames, -1)[:, :M]
+    return lax.scan(visit, c, (*system, u, dual))
 
 
 def _greedy_steps(gram, energy, lam, theta, key, count, r):
@@ -363,12 +368,6 @@ def _projected(c, real, nonnegative):
 
 def _result(c, real):
     return c[0] if real or len(c) == 1 else lax.complex(*c)
-
-
-def _padded(array, rows, axis):
-    widths = [(0, 0)] * array.ndim
-    widths[axis] = (0, rows)
-    return jnp.pad(array, widths)
 
 
 def _checked(
