@@ -29,7 +29,7 @@ RHOS = (1e-4, 3e-4)
 STEPS = (50, 100, 200)
 LAMS_TV = (3e-7, 1e-6, 3e-6)
 # Of the noise variance over scale^2: a posteriori, the weight of an image near 1.
-FACTORS = (1.5, 3.0, 6.0)
+FACTORS = (1.5, 3.0, 6.0, 12.0)
 
 total_variation = jax.jit(
     variational.total_variation, static_argnames=("grid", "iterations")
@@ -115,7 +115,7 @@ def main():
     test = [join(test[i : i + 5]) for i in range(0, len(test), 5)]
     methods = {}
     for name in ("tikhonov", "nonnegative"):
-        settings = evaluate.tune(problem, name, joined)
+        settings, _ = evaluate.tune(problem, name, joined)
         methods[name] = evaluate.CLASSICAL[name](problem, **settings), settings
     for name, make, knob, values in (
         ("total_variation", fixed_weight, "lam_tv", LAMS_TV),

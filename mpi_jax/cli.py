@@ -303,7 +303,8 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="M",
-        help=f"some of {', '.join(METHODS)}; default: all that are there",
+        help="some of xspace, kaczmarz, tikhonov, nonnegative, tv, transgan; default: "
+        "all but tv, and transgan where the run has weights",
     )
     made.add_argument("--num", type=int, default=600, help="test images")
 
