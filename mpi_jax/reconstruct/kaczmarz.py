@@ -100,7 +100,7 @@ def solve(
         is; otherwise lam is absolute, in the unit of S squared (weights included).
       order: in which rows are visited: "fixed" (None is the same), a permutation of
         0..M-1, "shuffled", "randomised" or "greedy" (see the top of this file). Greedy
-        takes memory for S S^H [M, M].
+        takes memory and time for S S^H [M, M], and its steps are not blocked.
       weights: w [M], real and >= 0; solves diag(w) S c = diag(w) u. Weight 0 leaves the
         row out.
       key: of jax.random, for the last three orders and only for them.
@@ -108,7 +108,8 @@ def solve(
         randomised and greedy. None is 0.15.
       theta: how greedy, in [0, 1]: 1 draws among the farthest rows only. None is 0.5.
       block: rows per triangular system. It changes speed and rounding only; greedy has
-        none. None takes 10 for one frame (cache), and for more 64, or 32 if randomised.
+        none. None takes 10 for one frame (cache) and for randomised (its triangles are
+        new in each sweep), else 64 (matrix products).
       every_sweep: return the iterate after each sweep, [iterations, ..., P].
 
     Raises:
@@ -470,8 +471,7 @@ def _checked(
     if order == "shuffled":
         permutation, key, order = jax.random.permutation(key, M), None, "fixed"
     if block is None:
-        many = 32 if order == "randomised" else 64
-        block = 10 if u.size == M else many
+        block = 10 if u.size == M or order == "randomised" else 64
     block = _count("block", block)
     if weights is not None:
         weights = jnp.asarray(weights)
