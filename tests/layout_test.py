@@ -16,6 +16,7 @@ ALLOWED = {
     "physics": {"scanner"},
     "phantoms": {"scanner"},
     "system_matrix": {"scanner", "physics"},
+    "open_mpi": {"scanner", "physics", "system_matrix", "mdf"},
     "reconstruct": {"reconstruct"},
     "models": {"models"},
     "losses": set(),
