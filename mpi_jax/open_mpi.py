@@ -317,7 +317,7 @@ def write_measurement(
     plan = SEQUENCES[sequence]
     periods, frames = periods or plan.periods, frames or plan.frames
     u = patch_voltages(name, sequence)
-    power = np.sqrt(np.mean(u**2, axis=(1, 2))).max()
+    power = float(np.sqrt(np.mean(u**2, axis=(1, 2))).max())
     noise = power * 10 ** (-snr_db / 20)
     background = _background(scanner, power)
     peak = np.abs(background).max(-1) * (1 + _DRIFT) + np.abs(u).max((0, 2)) + 6 * noise
@@ -404,8 +404,9 @@ def write_calibration(
     # From tracer in a voxel to tracer in the delta sample.
     pitch = np.asarray(grid.field_of_view, float) / np.array(grid.counts)
     rows *= np.float32(np.prod(DELTA_SAMPLE) / np.prod(pitch))
-    strongest = np.sqrt(2 * np.max(np.sum(np.abs(rows) ** 2, axis=0))) / samples
-    level = strongest / np.sqrt(channels)  # rms over samples and channels (Parseval)
+    # Parseval: rms over the samples and channels of the strongest position.
+    energy = np.max(np.sum(np.abs(rows) ** 2, axis=0, dtype=float))
+    level = float(np.sqrt(2 * energy / channels)) / samples
     noise = level * 10 ** (-snr_db / 20) / np.sqrt(_AVERAGES)
     background = np.fft.rfft(_background(scanner, level)).reshape(-1)
 
