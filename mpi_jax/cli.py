@@ -609,6 +609,7 @@ def _from_scanner(options, voltage, settings):
 
 def _from_matrix(options, voltage, settings):
     """Images by a stored time-domain system matrix [C, V, P]."""
+    import jax.numpy as jnp
     import numpy as np
 
     from mpi_jax import physics, pipeline, scanner, system_matrix
@@ -632,7 +633,7 @@ def _from_matrix(options, voltage, settings):
         raise ValueError("voltage: expected finite numbers, got NaN or infinite ones")
     voltage = voltage.reshape(-1, *matrix.shape[:2])
     scale = np.sqrt(np.mean(np.square(voltage, dtype=np.float64))) or 1.0
-    matrix, u = ((a / scale).astype(np.float32) for a in (matrix, voltage))
+    matrix, u = (jnp.asarray(a / scale, jnp.float32) for a in (matrix, voltage))
     keep = np.ones((matrix.shape[0], matrix.shape[1] // 2 + 1), bool)
     keep[:, 0] = False  # a periodic signal has no DC
     spectra = system_matrix.to_frequency(matrix)
