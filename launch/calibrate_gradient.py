@@ -179,7 +179,8 @@ def run(args):
         "image_nrms": {k: v[1] for k, v in shown.items()},
         "image_nrms_mean": {k: v[1].mean() for k, v in shown.items()},
         "cost_range_one_position": profiles[1].max() / profiles[1].min(),
-        "cost_range_all_positions": profiles[3].max() / profiles[3].min(),
+        "cost_range_all_positions": profiles[len(moves)].max()
+        / profiles[len(moves)].min(),
         "sigma": sigma,
     }
     arrays = {
@@ -208,7 +209,8 @@ def figure(arrays):
         profile.semilogy(arrays["scales"], values, ".-", lw=0.8, label=label)
     profile.axvline(arrays["scale"], color="k", ls="--", lw=0.8, label="truth")
     profile.set(xlabel="gradient scale (1)", ylabel="least cost per number (1)")
-    profile.legend(frameon=False, fontsize="small")
+    profile.set_ylim(top=20 * max(v.max() for v in arrays["profiles"].values()))
+    profile.legend(loc="upper right", fontsize="small", framealpha=1)
 
     last, number = arrays["paths"][:, -1], np.arange(len(arrays["paths"])) + 1
     found.errorbar(
@@ -260,8 +262,8 @@ def main(argv=None):
     parser.add_argument("--start", type=float, default=1.0, help="nominal scale")
     parser.add_argument("--move", type=float, default=3e-3, help="of the table [m]")
     parser.add_argument("--prior", type=float, default=0.3, help="SD of concentrations")
-    parser.add_argument("--steps", type=int, default=6, help="Gauss-Newton's")
-    parser.add_argument("--profile", type=int, default=21, help="points of panel a")
+    parser.add_argument("--steps", type=int, default=5, help="Gauss-Newton's")
+    parser.add_argument("--profile", type=int, default=15, help="points of panel a")
     args = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
     begin = time.perf_counter()
