@@ -291,9 +291,9 @@ def main(argv=None):
     parser.add_argument("--out", type=pathlib.Path, default="runs/fit_tracer")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument(
-        "--fits", type=int, default=40, help="noise seeds, one fit each"
+        "--fits", type=int, default=100, help="noise seeds, one fit each"
     )
-    parser.add_argument("--steps", type=int, default=12, help="Levenberg-Marquardt's")
+    parser.add_argument("--steps", type=int, default=8, help="Levenberg-Marquardt's")
     parser.add_argument("--snr", type=float, default=20.0, help="power SNR [dB]")
     parser.add_argument("--diameter", type=float, default=25e-9, help="true core [m]")
     parser.add_argument("--relaxation", type=float, default=2e-6, help="true [s]")
