@@ -177,7 +177,7 @@ def test_scale_is_recovered_and_mends_the_image(tmp_path):
     )
     # From 10 % off to a few thousandths, on a grid of 1 mm.
     assert r["rms_scale_error"] < 5e-3
-    assert r["last_step"] < 1e-5
+    assert r["last_step"] < 1e-4  # against an error of some 1e-3
     nrms = r["image_nrms_mean"]
     assert nrms["fitted"] < 0.85 * nrms["nominal"]
     assert abs(nrms["fitted"] - nrms["true"]) < 0.05 * nrms["true"]
