@@ -167,16 +167,16 @@ class TensorPlan:
     [P, q]: orthonormal traces of the missing frequencies, inner [q, q] their inverse.
     """
 
-    samples: Float[Array, "CV CV"]
-    directed: Float[Array, "C V"]
-    columns: Float[Array, "V nx"]
-    rows: Float[Array, "ny V"]
-    seen: Float[Array, "ny nx"]
-    kernel: Float[Array, "rows half"]
-    peak: Float[Array, ""]
-    lost: Float[Array, "P q"]
-    inner: Float[Array, "q q"]
-    rho: Float[Array, ""]
+    samples: Float[Array | np.ndarray, "CV CV"]
+    directed: Float[Array | np.ndarray, "C V"]
+    columns: Float[Array | np.ndarray, "V nx"]
+    rows: Float[Array | np.ndarray, "ny V"]
+    seen: Float[Array | np.ndarray, "ny nx"]
+    kernel: Float[Array | np.ndarray, "rows half"]
+    peak: Float[Array | np.ndarray, ""]
+    lost: Float[Array | np.ndarray, "P q"]
+    inner: Float[Array | np.ndarray, "q q"]
+    rho: Float[Array | np.ndarray, ""]
     padded: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
 
@@ -300,7 +300,9 @@ def tensor_plan(
     covariance *= g[:, None] / 2
     covariance = covariance.reshape(channels * samples, -1)
     covariance += lam * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    weights = scipy.linalg.inv(covariance)
+    factor = scipy.linalg.cholesky(covariance, lower=True, overwrite_a=True)
+    lower, _ = scipy.linalg.lapack.dpotri(factor, lower=1)
+    weights = np.tril(lower) + np.tril(lower, -1).T
     missing = _bins(samples, channels, frequency, min_frequency)
     if missing.shape[1] == len(weights):
         raise ValueError(f"min_frequency: no frequency is left at {min_frequency} Hz")
@@ -323,7 +325,7 @@ def tensor_plan(
     xi = beta * np.linalg.norm(apart @ gradient[:2, :2], axis=-1)
     across = beta * (gradient[2, 2] * z[0] + offset[2])
     kernel = scipy.fft.rfft2(trace_kernel(xi, across, model)).real
-    peak = np.abs(kernel).max()
+    peak = np.asarray(np.abs(kernel).max())
 
     # A trace of 1 is u = scale rate, and directed is without its unit.
     scale = float(tracer.moment) * beta
@@ -334,15 +336,27 @@ def tensor_plan(
         directed / (unit * scale),
         columns,
         rows,
-        seen,
+        seen.astype(float),
         kernel / peak,
         peak,
         lost,
-        np.zeros((0, 0)),
+        _inner(kernel / peak, lost, seen.shape, padded, rho),
         np.asarray(rho),
         padded,
     )
-    return with_rho(plan, rho)
+    return _on_device(plan)
+
+
+def _inner(kernel, lost, shape, padded, rho):
+    """Inverse of lost^T (1 - K (K^2 + rho)^-1 K) lost, for Woodbury's identity."""
+    images = lost.T.reshape(-1, *shape)
+    spectra = scipy.fft.rfft2(images, padded) * (rho / (kernel**2 + rho))
+    back = scipy.fft.irfft2(spectra, padded)[:, : shape[0], : shape[1]]
+    return np.linalg.inv(back.reshape(lost.T.shape) @ lost)
+
+
+def _on_device(plan):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), plan)
 
 
 def _bins(samples, channels, frequency, min_frequency):
@@ -362,14 +376,8 @@ def with_rho(plan: TensorPlan, rho: float) -> TensorPlan:
     if not (np.isfinite(rho) and rho > 0):
         raise ValueError(f"rho: expected a number > 0, got {rho}")
     kernel, lost = np.asarray(plan.kernel, float), np.asarray(plan.lost, float)
-    # The linear step without the missing frequencies, by Woodbury's identity.
-    images = lost.T.reshape(-1, *plan.seen.shape)
-    spectra = scipy.fft.rfft2(images, plan.padded) * (rho / (kernel**2 + rho))
-    back = scipy.fft.irfft2(spectra, plan.padded)
-    ny, nx = plan.seen.shape
-    inner = np.linalg.inv(back[:, :ny, :nx].reshape(len(images), ny * nx) @ lost)
-    plan = dataclasses.replace(plan, inner=inner, rho=np.asarray(rho))
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), plan)
+    inner = _inner(kernel, lost, plan.seen.shape, plan.padded, rho)
+    return _on_device(dataclasses.replace(plan, inner=inner, rho=np.asarray(rho)))
 
 
 @jax.jit
