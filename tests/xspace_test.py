@@ -298,9 +298,11 @@ def test_scalar_model_and_si_scaling(letter):
     with jax.enable_x64(True):
         coils = scanner.Receiver(3e-4 * np.eye(2, 3), scaling="si")
         si = dataclasses.replace(s, receiver=coils)
-        got = xspace.trace(xspace.tensor_plan(si), physics.voltage(si, letter))
-        expected = xspace.trace(xspace.tensor_plan(s), physics.voltage(s, letter))
-    np.testing.assert_allclose(got, expected, atol=1e-8 * float(expected.max()))
+        got, expected = (
+            np.asarray(xspace.trace(xspace.tensor_plan(a), physics.voltage(a, letter)))
+            for a in (si, s)
+        )
+    np.testing.assert_allclose(got, expected, atol=1e-8 * expected.max())
 
 
 def test_derivative_in_the_signal(letter):
