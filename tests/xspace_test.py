@@ -355,3 +355,20 @@ def test_bad_input_to_the_plan(plan):
         xspace.reconstruct_tensor(plan, np.ones((2, 544)), iterations=0)
     with pytest.raises(ValueError, match="rho"):
         xspace.with_rho(plan, -1.0)
+
+
+def test_what_x_space_does_not_know_is_refused():
+    s = scanner.paper(8)
+    u = np.zeros((2, 1632), np.float32)
+    tracer = dataclasses.replace(s.tracer, relaxation_time=1e-6)
+    maps = np.broadcast_to(np.eye(2, 3)[..., None], (2, 3, 64))
+    receiver = dataclasses.replace(s.receiver, sensitivity=maps)
+    for changes, word in (
+        ({"tracer": tracer}, "relaxation"),
+        ({"receiver": receiver}, "maps"),
+    ):
+        other = dataclasses.replace(s, **changes)
+        with pytest.raises(ValueError, match=word):
+            xspace.reconstruct(other, u)
+        with pytest.raises(ValueError, match=word):
+            xspace.tensor_plan(other)

@@ -93,7 +93,7 @@ def reconstruct(
     model: whose point-spread function scales the image (see `gain`).
     Raises ValueError on 3D grids, on signals of another shape, on width <= 0.
     """
-    _check_grid(scanner)
+    _check_scanner(scanner)
     _check_signal(u, scanner.channels, scanner.samples)
     if width is None:
         width = default_width(scanner)
@@ -102,10 +102,23 @@ def reconstruct(
     return _reconstruct(scanner, jnp.asarray(u, jnp.result_type(float)), width, model)
 
 
-def _check_grid(scanner):
+def _check_scanner(scanner):
     shape = scanner.grid.shape
     if len(shape) != 2:
         raise ValueError(f"scanner: expected a 2D grid, got shape {shape}")
+    receiver, tracer = scanner.receiver, scanner.tracer
+    unknown = {
+        "coil maps": jnp.ndim(receiver.sensitivity) > 2,
+        "a transfer function": receiver.transfer_function is not None,
+        "relaxation": tracer.relaxation_time is not None,
+        "a size distribution": tracer.diameter_spread is not None,
+    }
+    if found := [name for name, there in unknown.items() if there]:
+        raise ValueError(
+            "scanner: expected homogeneous coils, no filters and one core size for "
+            f"x-space, got {', '.join(found)}; correct the signal first or use a system "
+            "matrix"
+        )
 
 
 def _check_signal(u, channels, samples):
@@ -244,7 +257,7 @@ def tensor_plan(
     Raises ValueError on 3D grids or scans, on numbers that are not positive (below 0 for
     min_frequency), and where no frequency is left.
     """
-    _check_grid(scanner)
+    _check_scanner(scanner)
     for name, value in [("width", width), ("lam", lam), ("rho", rho)]:
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a number > 0, got {value}")
