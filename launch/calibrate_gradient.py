@@ -104,21 +104,32 @@ def nonnegative(S, u, sigma, prior, iterations=200):
     return variational.nonnegative(basis, u, iterations=iterations)
 
 
+def draw(count, grid, seed, family=None):
+    """Phantoms [count, ny, nx] of one family, or of all in turn."""
+    families = phantoms.FAMILIES if family is None else (family,)
+    # Random draws, and so pictures, depend on precision.
+    with jax.enable_x64(False):
+        key = jax.random.key(seed)
+        images = [
+            phantoms.sample(
+                jax.random.fold_in(key, k), grid, families[k % len(families)], "test"
+            )
+            for k in range(count)
+        ]
+    return jnp.asarray(jnp.stack(images), float)
+
+
 def run(args):
     """The record for the JSON file and the arrays for the figure."""
     moves = [(0.0, 0.0), (args.move, 0.0), (0.0, args.move)]
     settings = {"pixels": args.pixels, "positions": moves, "prior": args.prior}
     fine = build(1.0, args.finer * args.pixels, (0.0, 0.0)).grid
     coarse = build(1.0, args.pixels, (0.0, 0.0)).grid
-    # One of each family, then again; random draws, and so pictures, depend on precision.
-    with jax.enable_x64(False):
-        numbers = range(args.seed, args.seed + args.phantoms)
-        images = jnp.stack([phantoms.image("test", k, fine) for k in numbers])
-    images = jnp.asarray(images, float)
+    images = draw(args.phantoms, fine, args.seed, args.family)
     truth = coarse.average(images)
     u = measure(images, args.scale, moves, args.finer)
     sigma = float(jnp.sqrt(jnp.mean(u**2))) * 10 ** (-args.snr / 20)
-    u = u + sigma * jax.random.normal(jax.random.key(args.seed), u.shape)
+    u = u + sigma * np.random.default_rng(args.seed).normal(size=u.shape)
 
     solve = jax.jit(
         lambda u: gauss_newton(u, sigma, args.start, args.steps, **settings)
@@ -134,7 +145,7 @@ def run(args):
     found = paths[:, -1]
 
     def nrms(candidates):
-        """The scale of each phantom: one matrix for all where it is the same."""
+        """Images with a scale for each phantom, and their errors."""
         made = []
         for scale, one in zip(candidates, u, strict=True):
             S = matrix(scale, args.pixels, moves)
@@ -253,8 +264,9 @@ def plain(value):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default="runs/calibrate_gradient")
-    parser.add_argument("--seed", type=int, default=0, help="of noise, first phantom")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and phantoms")
     parser.add_argument("--phantoms", type=int, default=6, help="number of them")
+    parser.add_argument("--family", choices=phantoms.FAMILIES, help="default: all")
     parser.add_argument("--pixels", type=int, default=20, help="of the image, a side")
     parser.add_argument("--finer", type=int, default=3, help="data per pixel and axis")
     parser.add_argument("--snr", type=float, default=40.0, help="power SNR [dB]")

@@ -29,6 +29,7 @@ import json
 import math
 import pathlib
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -74,9 +75,11 @@ def merit(log_amplitude, sigma, prior, **sequence):
     return jnp.mean(posterior_variances(s, sigma, prior))
 
 
-def optimise(start, steps, rate, **settings):
-    """Amplitudes and merits of all steps, [steps + 1, 2] and [steps + 1]."""
-    value_and_grad = jax.jit(jax.value_and_grad(lambda x: merit(x, **settings)))
+def optimise(value_and_grad, start, steps, rate):
+    """Amplitudes and merits of all steps, [steps + 1, 2] and [steps + 1].
+
+    value_and_grad: of the merit as a function of log amplitudes, jitted.
+    """
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
     x = jnp.log(start)
     state = adam.init(x)
@@ -93,6 +96,21 @@ def optimise(start, steps, rate, **settings):
     return np.stack(path), np.array(values)
 
 
+def draw(count, grid, seed, family=None):
+    """Phantoms [count, ny, nx] of one family, or of all in turn."""
+    families = phantoms.FAMILIES if family is None else (family,)
+    # Random draws, and so pictures, depend on precision.
+    with jax.enable_x64(False):
+        key = jax.random.key(seed)
+        images = [
+            phantoms.sample(
+                jax.random.fold_in(key, k), grid, families[k % len(families)], "test"
+            )
+            for k in range(count)
+        ]
+    return jnp.asarray(jnp.stack(images), float)
+
+
 def pairs(period, fast):
     """Dividers (x, y), x fast, whose common period is `period` base periods."""
     return [
@@ -103,12 +121,12 @@ def pairs(period, fast):
     ]
 
 
-def reconstruct(s, images, sigma, prior, key):
+def reconstruct(s, images, sigma, prior, seed):
     """Tikhonov images [N, ny, nx] of phantoms [N, ...] on a refined grid of s."""
     finer = images.shape[-1] // s.grid.shape[-1]
     fine = dataclasses.replace(s, grid=s.grid.refined(finer))
     u = physics.voltage(fine, images).reshape(len(images), -1) / finer**2
-    u = u + sigma * jax.random.normal(key, u.shape)
+    u = u + sigma * np.random.default_rng(seed).normal(size=u.shape)
     basis = variational.spectral_basis(matrix(s))
     lam = (sigma / (prior * float(basis.scale))) ** 2
     return variational.tikhonov(basis, u, lam).reshape(-1, *s.grid.shape)
@@ -122,29 +140,20 @@ def run(args):
     edges = GRADIENT * np.array(args.field_of_view) / 2
     first = build(start, dividers=lissajous, **grid)
     fine = first.grid.refined(args.finer)
-    # Random draws, and so pictures, depend on precision.
-    with jax.enable_x64(False):
-        numbers = range(args.seed, args.seed + args.phantoms)
-        images = jnp.stack([phantoms.image("test", k, fine) for k in numbers])
-    images = jnp.asarray(images, float)
+    images = draw(args.phantoms, fine, args.seed, args.family)
     truth = first.grid.average(images)
     u = physics.voltage(first, truth)
     sigma = float(jnp.sqrt(jnp.mean(u**2))) * 10 ** (-args.snr / 20)
     settings = {"sigma": sigma, "prior": args.prior} | grid
     # The merit has more than one minimum: descend from both, keep the lower end.
-    tries = [
-        optimise(a, args.steps, args.rate, dividers=lissajous, **settings)
-        for a in (start, edges)
-    ]
+    goal = partial(merit, dividers=lissajous, **settings)
+    slope = jax.jit(jax.value_and_grad(goal))
+    tries = [optimise(slope, a, args.steps, args.rate) for a in (start, edges)]
     best = min(tries, key=lambda one: one[1][-1])[0][-1]
 
     x, y = (np.linspace(0.6 * a, max(2 * a, 13e-3), args.map) for a in edges)
     mesh = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
-    surface = jax.jit(
-        lambda a: jax.lax.map(
-            lambda b: merit(jnp.log(b), dividers=lissajous, **settings), a
-        )
-    )
+    surface = jax.jit(lambda a: jax.lax.map(lambda b: goal(jnp.log(b)), a))
     surface = np.asarray(surface(mesh)).reshape(len(y), len(x))
 
     found = pairs(math.lcm(*lissajous), args.fast)
@@ -158,14 +167,15 @@ def run(args):
         "optimum": (best, best_pair),
         "worst dividers": (best, worst_pair),
     }
-    key = jax.random.key(args.seed)
     # Images from the prior: their mean squared error must be the merit.
-    drawn = args.prior * jax.random.normal(key, (args.draws, *grid["shape"]))
+    drawn = args.prior * np.random.default_rng(args.seed).normal(
+        size=(args.draws, *grid["shape"])
+    )
     results, pictures, spread = {}, {}, {}
     for name, (amplitude, dividers) in designs.items():
         s = build(amplitude, dividers=dividers, **grid)
-        made = reconstruct(s, images, sigma, args.prior, key)
-        again = reconstruct(s, drawn, sigma, args.prior, jax.random.fold_in(key, 1))
+        made = reconstruct(s, images, sigma, args.prior, args.seed + 1)
+        again = reconstruct(s, drawn, sigma, args.prior, args.seed + 2)
         variances = posterior_variances(s, sigma, args.prior)
         pictures[name] = np.asarray(made)
         spread[name] = np.sqrt(variances).reshape(grid["shape"])
@@ -289,7 +299,7 @@ def plain(value):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default="runs/design_sequence")
-    parser.add_argument("--seed", type=int, default=0, help="of noise, first phantom")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and phantoms")
     parser.add_argument(
         "--shape", type=int, nargs=2, default=(12, 20), help="pixels (ny, nx)"
     )
@@ -311,6 +321,7 @@ def main(argv=None):
         "--fast", type=int, nargs=2, default=(90, 110), help="range of x's divider"
     )
     parser.add_argument("--phantoms", type=int, default=24, help="number of them")
+    parser.add_argument("--family", choices=phantoms.FAMILIES, help="default: all")
     parser.add_argument("--finer", type=int, default=3, help="data per pixel and axis")
     parser.add_argument("--draws", type=int, default=200, help="images of the prior")
     args = parser.parse_args(argv)

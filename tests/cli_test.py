@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, one-line errors, kills, full disks."""
 
 import json
+import re
 import resource
 import shutil
 import time
@@ -15,6 +16,8 @@ from mpi_jax import checkpoint, cli, configs, evaluate, report
 def bad(done, *words, code=2, quiet=True):
     """A failed command: its code, and one line on stderr that says what was wrong."""
     lines = [n for n in done.stderr.splitlines() if n.startswith("mpi-jax:")]
+    if not quiet:  # threads that complain too may have written into the line
+        lines = re.findall("mpi-jax:.*", done.stderr)
     assert done.returncode == code, done.stderr
     assert len(lines) == 1, done.stderr
     assert not quiet or "Traceback" not in done.stderr, done.stderr
