@@ -242,9 +242,11 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--system-matrix",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="MDF calibration for an MDF measurement; .npz file with `system_matrix` "
-        "[C, V, P] and `grid` (ny, nx) for an .npz one",
+        help="MDF calibration for an MDF measurement, or several, of different tracers, "
+        "for an image of each; .npz file with `system_matrix` [C, V, P] and `grid` "
+        "(ny, nx) for an .npz one",
     )
     source.add_argument(
         "--config", metavar="NAME", help=f"scanner of a config. {names}"
@@ -269,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare the image with it",
     )
     for name, words in _SETTINGS.items():
-        kind = int if name == "iterations" else float
+        kind = {"iterations": int, "lam": _lam}.get(name, float)
         made.add_argument(f"--{name.replace('_', '-')}", type=kind, help=words)
     made.add_argument(
         "--out",
@@ -316,7 +318,9 @@ def _parser() -> argparse.ArgumentParser:
 # Settings of the solvers; which method takes which, and defaults, is pipeline.METHODS.
 _SETTINGS = {
     "lam": "ridge regularisation, relative: to the mean row energy per voxel (kaczmarz "
-    "1e-2, cgnr 0, elastic_net 1e-3), to the largest singular value squared (tikhonov 1e-4)",
+    "1e-2, cgnr 0, elastic_net 1e-3), to the largest singular value squared (tikhonov "
+    "1e-4). For MDF files also l_curve or discrepancy: chosen out of a row of them for "
+    "each frame, with a picture of the choice beside --out",
     "lam_tv": "weight of the total variation, relative likewise (tv 1e-6)",
     "l1": "weight of the sparsity, relative to the one that leaves nothing "
     "(elastic_net 0)",
@@ -336,6 +340,11 @@ def _field_help(settings: type) -> str:
                 yield f"--{name}"
 
     return " ".join(names(settings))
+
+
+def _lam(text: str) -> float | str:
+    """A number, or the name of a rule that finds one."""
+    return text if text in ("l_curve", "discrepancy") else float(text)
 
 
 # --- Verbs
@@ -469,6 +478,8 @@ def _reconstruct(options) -> None:
                 raise ValueError(f"--{name}: only for MDF measurements")
         if options.rest:
             raise ValueError(f"unknown arguments: {' '.join(options.rest)}")
+        if isinstance(options.lam, str):
+            raise ValueError(f"--lam {options.lam}: only for MDF measurements")
     settings = _settings(options)
     if is_mdf:
         _reconstruct_mdf(options, settings)
@@ -614,15 +625,18 @@ def _from_matrix(options, voltage, settings):
 
     from mpi_jax import physics, pipeline, scanner, system_matrix
 
-    stored = _read_npz(options.system_matrix, "system_matrix", "grid")
+    if len(options.system_matrix) > 1:
+        raise ValueError("--system-matrix: expected one .npz file")
+    path = options.system_matrix[0]
+    stored = _read_npz(path, "system_matrix", "grid")
     matrix, shape = stored["system_matrix"], tuple(int(n) for n in stored["grid"])
     if matrix.ndim != 3 or len(shape) != 2 or matrix.shape[-1] != shape[0] * shape[1]:
         raise ValueError(
-            f"{options.system_matrix}: expected system_matrix [C, V, ny * nx] and grid "
+            f"{path}: expected system_matrix [C, V, ny * nx] and grid "
             f"(ny, nx), got {list(matrix.shape)} and {list(shape)}"
         )
     if not np.isfinite(matrix).all():
-        raise ValueError(f"{options.system_matrix}: expected finite numbers")
+        raise ValueError(f"{path}: expected finite numbers")
     voltage = np.asarray(voltage)
     if voltage.shape[-2:] != matrix.shape[:2]:
         raise ValueError(
@@ -653,26 +667,39 @@ def _reconstruct_mdf(options, settings) -> None:
 
     from mpi_jax import evaluate, mdf, open_mpi, pipeline, report
 
-    if not options.system_matrix or options.system_matrix.suffix not in _MDF:
+    paths = options.system_matrix or []
+    if not paths or any(path.suffix not in _MDF for path in paths):
         raise ValueError(
             "--system-matrix: expected the MDF calibration that belongs to the measurement"
         )
+    if options.phantom is not None and len(paths) > 1:
+        raise ValueError("--phantom: expected one calibration with it")
     prepare = _fields(configs.Preprocessing(), options.rest, "reconstruct")
     if options.phantom is not None and options.phantom not in open_mpi.PHANTOMS:
         raise ValueError(
             f"--phantom: expected one of {', '.join(open_mpi.PHANTOMS)}; "
             f"got {options.phantom!r}"
         )
-    calibration, measurement = (
-        mdf.read(options.system_matrix),
-        mdf.read(options.measurement),
-    )
+    calibrations = [mdf.read(path) for path in paths]
+    calibration, measurement = calibrations[0], mdf.read(options.measurement)
     empty = None if options.empty is None else mdf.read(options.empty)
     with _Progress() as tell:
         tell("read", 0, 2, {})
-        system = pipeline.prepare(calibration, measurement, prepare, empty)
+        system = pipeline.prepare(
+            calibrations if len(paths) > 1 else calibration, measurement, prepare, empty
+        )
         tell("solve", 1, 2, {})
-        image = np.asarray(pipeline.reconstruct(system, options.method, **settings))
+        rule, chosen = settings.get("lam"), {}
+        if isinstance(rule, str):
+            others = {n: v for n, v in settings.items() if n != "lam"}
+            lams, curve, images = pipeline.choose_lam(
+                system, options.method, rule=rule, **others
+            )
+            index = np.asarray(curve.index)
+            image = np.asarray(images)[np.arange(len(index)), index]
+            chosen = {"lam": lams, "lam_rule": rule}
+        else:
+            image = np.asarray(pipeline.reconstruct(system, options.method, **settings))
         tell("solve", 2, 2, {})
     for note in system.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -682,9 +709,10 @@ def _reconstruct_mdf(options, settings) -> None:
         "method": options.method,
         **pipeline.METHODS[options.method],
         **settings,
+        **chosen,
         "rows": rows,
         "preprocessing": dataclasses.asdict(prepare),
-        "calibration": str(options.system_matrix),
+        "calibration": ", ".join(map(str, paths)),
         "measurement": str(options.measurement),
         "mpi_jax": mpi_jax.__version__,
     }
@@ -695,14 +723,39 @@ def _reconstruct_mdf(options, settings) -> None:
         )
     else:
         arrays = {"image": image, "pixel_size": np.asarray(grid.pitch)}
-        evaluate.save_npz(options.out, {**arrays, "about": np.array(json.dumps(about))})
+        text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
+        evaluate.save_npz(options.out, {**arrays, "about": np.array(text)})
     picture = options.out.with_suffix(".png")
     x_mm, y_mm, _ = (1e3 * np.asarray(grid.pitch)).tolist()
     slices, titles = image[:12], None
     if len(grid.shape) == 3:
         slices = image[0]
         titles = [f"z = {1e3 * float(z):.1f} mm" for z in grid.axes()[2]]
+    if len(paths) > 1:  # of the first frame, one tracer after the other
+        slices = image[0].reshape(-1, *grid.shape[-2:])
+        words = titles or [""]
+        titles = [
+            f"{n + 1} {word}".strip() for n in range(len(paths)) for word in words
+        ]
     report.save_images(picture, slices, titles, pixel_size_mm=(x_mm, y_mm))
+    if chosen:
+        curves = options.out.with_name(f"{options.out.stem}_lam.png")
+        middle = np.asarray(images[0]).reshape(len(pipeline.LAMS), -1, *grid.shape[-2:])
+        report.save_l_curve(
+            curves,
+            np.array(pipeline.LAMS),
+            *(np.asarray(a)[0] for a in (curve.residual, curve.solution)),
+            int(index[0]),
+            middle[:, middle.shape[1] // 2],
+        )
+        if rule == "discrepancy" and index.max() == len(pipeline.LAMS) - 1:
+            print(
+                "note: hardly a lam leaves as little as the noise: the system matrix "
+                "doesn't explain the measurement; try l_curve",
+                file=sys.stderr,
+            )
+        words = ", ".join(f"{lam:.2g}" for lam in lams)
+        print(f"{curves}: lam {words} by {rule}")
     print(
         f"{options.out}, {picture}: {len(image)} images {image.shape[1:]} from {rows} rows"
     )

@@ -1638,8 +1638,11 @@ def _ratio(signal, noise):
         return np.nan_to_num(np.asarray(signal) / noise, nan=0.0, posinf=np.inf)
 
 
-def compatible(system_matrix: MDF, measurement: MDF) -> list[str]:
-    """What keeps a system matrix from fitting a measurement, in words; empty if it fits."""
+def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[str]:
+    """What keeps a system matrix from fitting a measurement, in words; empty if it fits.
+
+    grouping: how many periods of the measurement make one of the system matrix.
+    """
     both = (system_matrix, measurement)
     for file, name in zip(both, ("system_matrix", "measurement"), strict=True):
         if file.acquisition is None or file.measurement is None:
@@ -1669,7 +1672,9 @@ def compatible(system_matrix: MDF, measurement: MDF) -> list[str]:
             problems.append(f"{what}: system matrix {one}, measurement {two}")
 
     compare("receive channels", lambda a: a.receiver.channels)
-    compare("samples per period", lambda a: a.receiver.samples)
+    joined = {id(measurement.acquisition): grouping}
+    words = f"{grouping} periods" if grouping > 1 else "period"
+    compare(f"samples per {words}", lambda a: a.receiver.samples * joined.get(id(a), 1))
     compare("bandwidth", lambda a: a.receiver.bandwidth, " Hz")
     compare("unit", lambda a: a.receiver.unit)
     compare("drive channels", lambda a: a.drive_field.channels)

@@ -93,7 +93,7 @@ def prepare(
     keep = np.logical_and.reduce([select(file, settings) for file in calibrations])
     if not keep.any():
         raise ValueError("calibration: expected rows selected in all files, got none")
-    factors = _transfer([*calibrations, *others], keep, settings)
+    factors = _transfer(calibrations, others, keep, settings)
 
     notes: list[str] = []
     parts = [_matrix(file, keep, settings, notes) for file in calibrations]
@@ -108,7 +108,7 @@ def prepare(
         rows = np.concatenate([part for part, _ in parts], axis=1)
     del parts
 
-    data, scans, offsets = _measured(
+    data, scans, level, offsets = _measured(
         measurement, background, keep, factors[len(calibrations) :], settings, notes
     )
     patches = 1
@@ -122,8 +122,8 @@ def prepare(
     # Patches are more rows, other groups of periods are more frames.
     data = data.reshape(-1, patches * keep.sum())
     noise = None
-    if scans is not None and len(scans) > 1:
-        level = scans.std(axis=0) if patches > 1 else scans.std(axis=0).mean(0)
+    if level is not None:
+        level = level if patches > 1 else level.mean(0)
         noise = level.reshape(-1) / np.sqrt(settings.frame_average)
 
     # Squares of induced voltages leave the range of float32.
@@ -159,7 +159,7 @@ def prepare(
 def _check_fit(calibration, other, settings):
     differing = [
         text
-        for text in mdf.compatible(calibration, other)
+        for text in mdf.compatible(calibration, other, settings.period_grouping)
         if text.split(":")[0] not in settings.tolerate
     ]
     if differing:
@@ -185,6 +185,11 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
     band = (frequency >= settings.min_frequency) & (frequency <= settings.max_frequency)
     for low, high in settings.stop_bands:
         band &= (frequency < low) | (frequency > high)
+    if settings.sidebands is not None:
+        beside = np.arange(len(band)) % settings.period_grouping
+        band &= (
+            np.minimum(beside, settings.period_grouping - beside) <= settings.sidebands
+        )
     stored = calibration.measurement and calibration.measurement.frequency_selection
     if stored is not None:
         band &= np.isin(np.arange(len(band)), stored)
@@ -220,8 +225,9 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
     return keep
 
 
-def _transfer(files, keep, settings):
+def _transfer(calibrations, others, keep, settings):
     """What the selected rows of each file are divided by, [M] each."""
+    files = [*calibrations, *others]
     unchanged = np.ones(keep.sum())
     open_ones = [f for f in files if not f.measurement.is_transfer_function_corrected]
     having = [
@@ -244,6 +250,11 @@ def _transfer(files, keep, settings):
             raise ValueError(
                 f"transfer_function: expected one in {file.path}, which is not corrected, "
                 "got none"
+            )
+        if settings.period_grouping > 1 and any(file is one for one in others):
+            raise ValueError(
+                f"transfer_function: expected {file.path} to be corrected already, for its "
+                "transfer function is not known at the frequencies of period_grouping"
             )
         if function.shape[1] != keep.shape[1]:  # of the stored frequencies only
             full = np.ones(keep.shape, complex)
@@ -295,7 +306,30 @@ def _matrix(calibration, keep, settings, notes):
     else:  # as it is where the file says so, an error without background frames
         rows = mdf.correct_background(calibration, rows, voxels=wanted)
     rows = rows.mean(0)[:, np.searchsorted(wanted, voxels)]
-    return _regrid(rows, grid, settings) if settings.shape else (rows, grid)
+    if settings.shape:
+        rows, grid = _regrid(rows, grid, settings)
+    if settings.sparse_reduction or settings.sparse_threshold:
+        rows = _sparse(rows, grid, settings)
+    return rows, grid
+
+
+def _sparse(rows, grid, settings):
+    """Rows of which only the largest coefficients of a cosine transform are left."""
+    coefficients = mdf.dct(rows.reshape(-1, *grid.shape), "DCT-II").reshape(rows.shape)
+    size = np.abs(coefficients)
+    if settings.sparse_threshold:
+        least = settings.sparse_threshold * size.max(axis=1, keepdims=True)
+    else:
+        left = int(settings.sparse_reduction * rows.shape[1])
+        if not left:
+            raise ValueError(
+                f"sparse_reduction: expected at least {1 / rows.shape[1]:.2g}, one of "
+                f"{rows.shape[1]} coefficients, got {settings.sparse_reduction}"
+            )
+        least = np.sort(size, axis=1)[:, -left, None]
+    coefficients = np.where(size >= least, coefficients, 0)
+    back = mdf.dct(coefficients.reshape(-1, *grid.shape), "DCT-II", inverse=True)
+    return back.reshape(rows.shape).astype(rows.dtype, copy=False)
 
 
 def _regrid(rows, grid, settings):
@@ -411,7 +445,8 @@ def _patches(rows, grid, shifts):
 
 
 def _measured(measurement, background, keep, factors, settings, notes):
-    """Spectra [F, groups, M], empty ones [E, groups, M] or None, offset fields or None.
+    """Spectra [F, groups, M], empty ones [E, groups, M] or None, the noise of a frame
+    [groups, M] or None, offset fields or None.
 
     factors: what the rows of the measurement and of the background file are divided by.
     """
@@ -429,7 +464,7 @@ def _measured(measurement, background, keep, factors, settings, notes):
     groups, offsets = _periods(measurement, settings)
     if settings.spectral_leakage and info.is_spectral_leakage_corrected:
         notes.append("the measurement was corrected for spectral leakage already")
-    data = _spectra(measurement, keep, foreground, groups, settings) / factors[0]
+    data = _spectra(measurement, keep, foreground, groups, settings)[0] / factors[0]
 
     scans = None
     if background is not None:
@@ -446,11 +481,13 @@ def _measured(measurement, background, keep, factors, settings, notes):
                 "order, found others"
             )
         every = np.arange(background.acquisition.frames)
-        scans = _spectra(background, keep, every, other, settings) / factors[1]
+        scans, level = _spectra(background, keep, every, other, settings)
+        scans, level = scans / factors[1], level / np.abs(factors[1])
     elif len(empty) and (
         settings.background != "none" or settings.whitening or settings.joint_background
     ):
-        scans = _spectra(measurement, keep, empty, groups, settings) / factors[0]
+        scans, level = _spectra(measurement, keep, empty, groups, settings)
+        scans, level = scans / factors[0], level / np.abs(factors[0])
     if settings.background == "none" and not settings.joint_background:
         if len(empty) and not info.is_background_corrected:
             notes.append("the measurement keeps its background (background none)")
@@ -462,10 +499,16 @@ def _measured(measurement, background, keep, factors, settings, notes):
         data = data - _between(measurement, foreground, scans)
     elif not settings.joint_background:
         data = data - scans.mean(0)
-    if settings.whitening and (scans is None or len(scans) < 2):
+    noise = None
+    if scans is not None and len(scans) > 1:
+        noise = scans.std(axis=0)
+    elif scans is not None and np.isfinite(level).all():
+        noise = level[0]
+    if settings.whitening and noise is None:
         raise ValueError(
-            f"whitening: expected at least 2 background frames, found "
-            f"{0 if scans is None else len(scans)}"
+            "whitening: expected at least 2 background frames, found "
+            f"{0 if scans is None else len(scans)} (one of several periods that are "
+            "averaged does, too)"
         )
     size = settings.frame_average
     if len(data) % size and not settings.allow_short:
@@ -474,7 +517,7 @@ def _measured(measurement, background, keep, factors, settings, notes):
             "(or allow_short)"
         )
     data = np.stack([data[i : i + size].mean(0) for i in range(0, len(data), size)])
-    return data, scans, offsets
+    return data, scans, noise, offsets
 
 
 def _places(file):
@@ -500,14 +543,15 @@ def _periods(file, settings):
             f"periods: expected (first, behind the last) up to {total} in {file.path}, "
             f"got {behind}"
         )
-    every, size = np.arange(first, behind), settings.period_average
+    every, long = np.arange(first, behind), settings.period_grouping
+    size = settings.period_average * long
     if not size:
         numbers = dict.fromkeys(place[every].tolist())
         groups = [every[place[every] == number] for number in numbers]
     elif len(every) % size and not settings.allow_short:
         raise ValueError(
-            f"period_average: expected a divisor of {len(every)} periods, got {size} "
-            "(or allow_short)"
+            f"period_average: expected a divisor of {len(every) // long} periods, got "
+            f"{settings.period_average} (or allow_short)"
         )
     else:
         groups = [every[i : i + size] for i in range(0, len(every), size)]
@@ -517,13 +561,20 @@ def _periods(file, settings):
                 "period_average: expected periods of one offset field each, got "
                 f"different ones in {group[0]} to {group[-1]}; 0 averages patch by patch"
             )
+        if len(group) % long or np.any(np.diff(group.reshape(-1, long)) != 1):
+            raise ValueError(
+                f"period_grouping: expected groups of {long} successive periods of one "
+                f"offset field, got {len(group)} periods from {group[0]} to {group[-1]}"
+            )
     offset = file.acquisition.offset_field
     starts = [group[0] for group in groups]
     return groups, None if offset is None else offset[starts, 0]
 
 
 def _spectra(file, keep, frames, groups, settings):
-    """Means over groups of periods of selected rows, [frames, groups, M]."""
+    """Means over groups of periods of selected rows and their standard deviations from
+    the scatter of these periods (NaN for one), [frames, groups, M] each.
+    """
     info, receiver = file.measurement, file.acquisition.receiver
     clean = settings.spectral_leakage and not info.is_spectral_leakage_corrected
     if clean and info.is_fourier_transformed:
@@ -531,18 +582,34 @@ def _spectra(file, keep, frames, groups, settings):
             f"spectral_leakage: expected a time signal in {file.path}, found spectra"
         )
     out = np.zeros((len(frames), len(groups), int(keep.sum())), np.complex128)
-    step = max(1, _PIECE // (16 * receiver.channels * receiver.samples))
+    square = np.zeros(out.shape)
+    long = settings.period_grouping
+    step = long * max(1, _PIECE // (16 * receiver.channels * receiver.samples * long))
     for i, j in np.ndindex(out.shape[:2]):
-        group = groups[j]
+        group, first = groups[j], None
         for start in range(0, len(group), step):
             some = group[start : start + step]
             if clean:
                 part = _cleaned(file, keep, frames[i], some)
+            elif long > 1:
+                u = mdf.signals(file, frames=frames[i], periods=some)[0]
+                u = u.reshape(-1, long, *u.shape[1:]).swapaxes(1, 2)
+                part = np.fft.rfft(u.reshape(*u.shape[:2], -1))[:, keep]
             else:
                 part = mdf.spectra(file, keep=keep, frames=frames[i], periods=some)[0]
+            # About the first period: signals are far larger than their scatter.
+            first = part[0] if first is None else first
+            part = part - first
             out[i, j] += part.sum(0, dtype=np.complex128)
-        out[i, j] /= len(group)
-    return out
+            square[i, j] += np.square(np.abs(part)).sum(0, dtype=np.float64)
+        count = len(group) // long
+        out[i, j] /= count
+        square[i, j] = square[i, j] / count - np.square(np.abs(out[i, j]))
+        square[i, j] = (
+            np.maximum(square[i, j], 0) / (count - 1) if count > 1 else np.nan
+        )
+        out[i, j] += first
+    return out, np.sqrt(square)
 
 
 def _cleaned(file, keep, frame, periods):
@@ -647,6 +714,7 @@ METHODS = {
     "tv": {"lam_tv": 1e-6, "rho": 3e-4, "iterations": 100},
     "elastic_net": {"lam": 1e-3, "l1": 0.0, "iterations": 200},
 }
+LAMS = tuple(10.0 ** (k / 2) for k in range(2, -13, -1))  # to choose from
 RANK = 1024  # of the singular basis, at most
 _BRIGHTEST = 1e-3  # lam of the image that tells how bright the brightest voxel is
 
@@ -701,12 +769,13 @@ def reconstruct(system: System, method: str, **settings: Any) -> Array:
 def choose_lam(
     system: System,
     method: str,
-    lams: Sequence[float] | Float[np.ndarray, " L"],
+    lams: Sequence[float] | Float[np.ndarray, " L"] = LAMS,
     *,
     rule: str = "l_curve",
     **settings: Any,
-) -> tuple[Float[np.ndarray, " F"], variational.LCurve]:
-    """A lam for each frame [F], out of `lams`, and the L-curve [F, L] it was found on.
+) -> tuple[Float[np.ndarray, " F"], variational.LCurve, Array]:
+    """A lam for each frame [F], out of `lams`, the L-curve [F, L] it was found on, and the
+    images of every lam [F, L, ...] as `reconstruct` makes them.
 
     rule: "l_curve", the corner; or "discrepancy", the largest lam whose residual is no
     larger than the noise of the background frames (System.noise; the smallest lam where
@@ -742,7 +811,14 @@ def choose_lam(
         sigma = float(np.sqrt(np.mean(np.square(noise))))
         index = variational.discrepancy(curve.residual, sigma, len(rows))
         curve = curve._replace(index=jnp.where(index < 0, len(lams) - 1, index))
-    return lams[np.asarray(curve.index)], curve
+    shape = system.grid.shape
+    if system.tracers is not None:
+        shape = (system.tracers, *shape)
+    return (
+        lams[np.asarray(curve.index)],
+        curve,
+        images.reshape(*images.shape[:2], *shape),
+    )
 
 
 def _chosen(method, settings):

@@ -146,6 +146,59 @@ def save_images(
     _replace(Path(path), _png(figure))
 
 
+def save_l_curve(
+    path: Path,
+    lams: np.ndarray,
+    residual: np.ndarray,
+    solution: np.ndarray,
+    index: int,
+    images: np.ndarray,
+) -> None:
+    """Writes an L-curve and six of the images along it to a PNG file.
+
+    lams [L], falling; residual, solution [L]: norms of the data misfit and of the image;
+    index: of the chosen lam, which is marked; images [L, ny, nx], each shown on a scale
+    of its own. Raises ValueError if the shapes do not fit.
+    """
+    from matplotlib.figure import Figure
+
+    lams, residual, solution = (
+        np.asarray(a, float) for a in (lams, residual, solution)
+    )
+    images = np.asarray(images, float)
+    shapes = [a.shape for a in (lams, residual, solution)] + [images.shape[:1]]
+    if len(set(shapes)) > 1 or images.ndim != 3 or not 0 <= index < len(lams):
+        raise ValueError(
+            "lams, residual, solution, images: expected one entry of each for every lam "
+            f"and the index of one; got {shapes} and {index}"
+        )
+    shown = np.linspace(0, len(lams) - 1, min(6, len(lams))).round().astype(int)
+    shown[np.abs(shown - index).argmin()] = index
+    figure = Figure(figsize=(9, 3.6), dpi=DPI, layout="constrained", facecolor="white")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    curve = left.subplots()
+    curve.loglog(residual, solution, ".-", color="0.5", lw=0.8)
+    curve.loglog(residual[shown], solution[shown], "o", color="0.25", ms=4)
+    curve.loglog(residual[index], solution[index], "o", color=MASK_COLOUR, ms=8)
+    for n in shown:
+        place = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 7}
+        curve.annotate(
+            f"{lams[n]:.0e}", (residual[n], solution[n]), **place, clip_on=False
+        )
+    curve.set_xlabel("norm of the data misfit (arb. unit)", fontsize=9)
+    curve.set_ylabel("norm of the image (arb. unit)", fontsize=9)
+    curve.tick_params(labelsize=8, which="both")
+    curve.spines[["top", "right"]].set_visible(False)
+    panels = right.subplots(2, 3)
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, n in zip(panels.flat, shown, strict=False):
+        axes.imshow(images[n], cmap="gray", vmin=0, vmax=images[n].max() or 1.0)
+        colour = MASK_COLOUR if n == index else "black"
+        axes.set_title(f"λ = {lams[n]:.0e}", fontsize=9, color=colour)
+    _replace(Path(path), _png(figure))
+
+
 # --- reading -------------------------------------------------------------------------
 
 

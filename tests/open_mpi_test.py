@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mpi_jax import cli, mdf, open_mpi, physics
+from mpi_jax import cli, mdf, open_mpi, physics, pipeline
 from mpi_jax.scanner import Grid
 
 COARSE = Grid((19, 19, 19), (38e-3, 38e-3, 19e-3))
@@ -265,6 +265,40 @@ def test_moving_the_field_is_moving_the_phantom(files):
         one = dataclasses.replace(scanner, grid=moved)
         expected = np.asarray(physics.voltage(one, volume))
         np.testing.assert_allclose(u, expected, atol=2e-5 * np.abs(u).max())
+
+
+def test_command_line_chooses_lam_for_several_tracers(files, capsys, tmp_path):
+    folder, _ = files
+    other = tmp_path / "other.mdf"
+    other.write_bytes((folder / "calibration.mdf").read_bytes())
+    words = (
+        "reconstruct --method tikhonov --min-frequency 40e3 --snr-threshold 3 "
+        "--matrix-background interpolated --background mean --plane 9 --periods 4 8 "
+        f"--measurement {folder / 'measurement.mdf'} "
+        f"--system-matrix {folder / 'calibration.mdf'}"
+    ).split()
+    one, both = tmp_path / "one.mdf", tmp_path / "both.npz"
+    assert cli.main([*words, "--lam", "l_curve", "--out", str(one)]) == 0
+    assert "lam " in capsys.readouterr().out
+    file = mdf.read(one)
+    parameters = file.reconstruction.parameters
+    lam = float(np.ravel(parameters["lam"])[0])
+    assert parameters["lam_rule"] == "l_curve" and lam in pipeline.LAMS
+    assert (tmp_path / "one_lam.png").stat().st_size > 1000
+    # The same image as with that number, and half of it for each of two equal tracers.
+    again = tmp_path / "again.npz"
+    assert cli.main([*words, "--lam", str(lam), "--out", str(again)]) == 0
+    words += [str(other), "--lam", str(lam), "--out", str(both)]
+    assert cli.main(words) == 0
+    with np.load(again) as stored:
+        single = stored["image"]
+    np.testing.assert_allclose(mdf.images(file)[:, 0, 0], single, rtol=1e-5)
+    with np.load(both) as stored:
+        two = stored["image"]
+    assert two.shape == (1, 2, *single.shape[1:])
+    np.testing.assert_allclose(two[:, 0], two[:, 1], atol=1e-4 * two.max())
+    assert cli.main([*words, "--phantom", "shape"]) == 2
+    assert "one calibration" in capsys.readouterr().err
 
 
 def test_command_line(files, capsys, tmp_path):

@@ -8,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import scipy.fft
 
 from mpi_jax import mdf, physics, pipeline, scanner, system_matrix
 from mpi_jax.configs import Preprocessing
@@ -701,6 +702,93 @@ def test_patches_equal_simulated_shifts(tmp_path, start):
     np.testing.assert_allclose(one.grid.centre, SHIFTS[3] * PITCH, atol=1e-12)
 
 
+@pytest.mark.parametrize("settings, long", [({}, 3), ({"period_average": 1}, 1)])
+def test_periods_joined_to_one_of_the_calibration(tmp_path, settings, long):
+    """Three periods of 40 samples are one of the calibration's 120."""
+    drive = dataclasses.replace(DRIVE, divider=(10, 24, 0))  # lcm 120
+    slow = dataclasses.replace(FLAT, drive_field=drive)
+    u = noise(31, 2, 9, C, V)
+    rows = noise(32, C, 61, NY * NX, kind=complex)
+    a = calibration(tmp_path / "c.mdf", rows, scan=slow)
+    header = {
+        "acquisition__receiver__samples": V,
+        "acquisition__drive_field__cycle": V / slow.drive_field.base_frequency,
+    }
+    b = measurement(tmp_path / "m.mdf", u, scan=slow, **header)
+    with pytest.raises(ValueError, match="samples per period"):
+        pipeline.prepare(a, b)
+    settings = Preprocessing(period_grouping=3, sidebands=1, **settings)
+    system = pipeline.prepare(a, b, settings)
+    keep = np.tile([k % 3 < 2 or k % 3 == 2 for k in range(61)], (C, 1))
+    np.testing.assert_array_equal(system.keep, keep)  # +-1 of multiples of 3: all
+    centre = pipeline.select(a, Preprocessing(period_grouping=3, sidebands=0))
+    np.testing.assert_array_equal(np.flatnonzero(centre[0]), np.arange(0, 61, 3))
+    joined = np.fft.rfft(u.reshape(2, 3, 3, C, V).swapaxes(2, 3).reshape(2, 3, C, -1))
+    wanted = joined.reshape(2, 3, -1)
+    wanted = wanted.mean(1) if long == 3 else wanted.reshape(6, -1)
+    same(system, rows.reshape(-1, NY * NX), wanted)
+    for bad, message in [
+        (
+            {"periods": (0, 4), "period_average": 0},
+            "period_grouping: expected groups of 3",
+        ),
+        (
+            {"periods": (0, 9), "period_average": 2},
+            "period_average: expected a divisor",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pipeline.prepare(a, b, dataclasses.replace(settings, **bad))
+
+
+def test_sparse_rows(tmp_path, plain):
+    """Against SciPy's transform, and against keeping everything."""
+    _, b = plain
+    a = calibration(tmp_path / "s.mdf", S)
+    volume = S.reshape(-1, NY, NX)
+    terms = scipy.fft.dctn(volume, axes=(1, 2), norm="ortho").reshape(len(volume), -1)
+    data = pipeline.prepare(a, b).data
+    for settings, left in [
+        ({"sparse_reduction": 0.25}, np.argsort(np.argsort(-np.abs(terms))) < 3),
+        (
+            {"sparse_threshold": 0.5},
+            np.abs(terms) >= 0.5 * np.abs(terms).max(1, keepdims=True),
+        ),
+        ({"sparse_reduction": 1.0}, np.ones(terms.shape, bool)),
+    ]:
+        system = pipeline.prepare(a, b, Preprocessing(**settings))
+        back = np.where(left, terms, 0).reshape(volume.shape)
+        rows = scipy.fft.idctn(back, axes=(1, 2), norm="ortho").reshape(terms.shape)
+        unit = np.linalg.norm(rows) / np.linalg.norm(system.rows)
+        np.testing.assert_allclose(system.rows, rows / unit, atol=1e-12)
+        assert data.shape == system.data.shape
+    with pytest.raises(ValueError, match="sparse_reduction: expected at least"):
+        pipeline.prepare(a, b, Preprocessing(sparse_reduction=0.01))
+
+
+def test_noise_from_the_periods_of_one_empty_frame(tmp_path):
+    """The mean of n periods scatters by 1 / sqrt(n) of what one does."""
+    rng = np.random.default_rng(33)
+    u, n = rng.normal(size=(2, 400, C, V)), 200
+    u[:, :, 1] *= 3
+    a = calibration(tmp_path / "c.mdf", S)
+    b = measurement(tmp_path / "m.mdf", u, [0, 1])
+    system = pipeline.prepare(
+        a, b, Preprocessing(min_frequency=1.0, background="mean", period_average=n)
+    )
+    unit = np.linalg.norm(S[:, 1:]) / np.linalg.norm(system.rows)
+    level = unit * system.noise.reshape(C, -1)[:, :-1]  # all but Nyquist
+    wanted = np.sqrt(V / n) * np.array([1, 3])
+    np.testing.assert_allclose(
+        level, np.broadcast_to(wanted[:, None], level.shape), rtol=0.2
+    )
+    weighted = pipeline.prepare(
+        a, b, Preprocessing(min_frequency=1.0, background="mean", whitening=True)
+    )
+    ratio = weighted.weights.reshape(C, -1).mean(1)
+    np.testing.assert_allclose(ratio[0] / ratio[1], 3, rtol=0.1)
+
+
 def test_fractional_shifts_are_close_and_their_sign_matters(tmp_path):
     """A smooth object that all patches see, against the physics of shifted fields."""
     small, shifts = patched((8, 9)), np.array([[0, 0, 0], [1.4, -0.6, 0]]) * PITCH
@@ -901,7 +989,7 @@ def test_choice_of_lam(plain):
     a, b = plain
     system = pipeline.prepare(a, b, Preprocessing(background="mean", row_norm=True))
     lams = np.logspace(0, -5, 6)
-    chosen, curve = pipeline.choose_lam(system, "tikhonov", lams)
+    chosen, curve, images = pipeline.choose_lam(system, "tikhonov", lams)
     rows = system.weights[:, None] * system.rows
     data = system.weights * system.data
     rows = np.concatenate([rows.real, rows.imag])
@@ -914,10 +1002,13 @@ def test_choice_of_lam(plain):
             found = curve.residual[f, i], curve.solution[f, i]
             expected = np.linalg.norm(rows @ c - u), np.linalg.norm(c)
             np.testing.assert_allclose(found, expected, rtol=1e-6)
+            np.testing.assert_allclose(images[f, i].reshape(-1), c, atol=1e-9 * top)
         assert chosen[f] == lams[np.argmax(curve.curvature[f])]
-    chosen, curve = pipeline.choose_lam(
+    chosen, curve, images = pipeline.choose_lam(
         system, "kaczmarz", lams, rule="discrepancy", iterations=3
     )
+    one = pipeline.reconstruct(system, "kaczmarz", lam=lams[2], iterations=3)
+    np.testing.assert_allclose(images[:, 2], one, rtol=1e-9)
     level = np.linalg.norm(system.weights * system.noise)
     for f, residuals in enumerate(curve.residual):
         met = [lam for lam, r in zip(lams, residuals, strict=True) if r <= level]

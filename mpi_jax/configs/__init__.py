@@ -152,6 +152,12 @@ class Preprocessing:
     """(nz, ny, nx) or (ny, nx) voxels to interpolate the matrix to; none: the file's."""
     field_of_view: tuple[float, float, float] | None = None
     """Of that grid, (x, y, z) [m] about the file's centre; larger ones extrapolate."""
+    sparse_reduction: float = 0.0
+    """Share of each row's coefficients in a discrete cosine transform over the grid that
+    is left, the largest ones; 0: off."""
+    sparse_threshold: float = 0.0
+    """Or those from that share of each row's largest on; 0: off. The images are those of
+    a solver that works with the sparse rows; memory and time aren't saved."""
     frames: tuple[int, ...] = ()
     """Frames of the measurement, counted from 0 among its foreground; none named: all."""
     frame_average: int = 1
@@ -162,6 +168,12 @@ class Preprocessing:
     """Successive periods averaged to one; 0: all periods of a patch, that is of one
     offset field. Means of different offset fields are patches of one image, others are
     frames."""
+    period_grouping: int = 1
+    """Successive periods of one offset field joined to one long period, which is what the
+    calibration has; period_average then counts long periods."""
+    sidebands: int | None = None
+    """With period_grouping g, only the frequency indices that are at most that far from a
+    multiple of g, the harmonics of the short period; None: all."""
     allow_short: bool = False
     """Let the last average have fewer frames or periods."""
     background: Literal["none", "mean", "interpolated", "external"] = "none"
@@ -179,7 +191,8 @@ class Preprocessing:
     row_norm: bool = False
     """Weight rows by the inverse of their norm."""
     whitening: bool = False
-    """Weight rows by the inverse of their noise in the background frames."""
+    """Weight rows by the inverse of their noise in the background frames, or in the
+    periods of the one such frame."""
     channel_weights: tuple[float, ...] = ()
     """A weight for each receive channel; none named: 1."""
     tolerate: tuple[str, ...] = ()
@@ -207,6 +220,16 @@ class Preprocessing:
             "joint_background",
         ):
             expect(getattr(self, name) >= 0, name, "a number >= 0")
+        for name in ("sparse_reduction", "sparse_threshold"):
+            expect(0 <= getattr(self, name) <= 1, name, "0 to 1")
+        both = self.sparse_reduction and self.sparse_threshold
+        expect(not both, "sparse_threshold", "0 where sparse_reduction is in use")
+        expect(self.period_grouping >= 1, "period_grouping", "a number >= 1")
+        long = self.period_grouping > 1
+        fine = self.sidebands is None or (long and self.sidebands >= 0)
+        expect(fine, "sidebands", "None, or with period_grouping a number >= 0")
+        fine = not (long and self.spectral_leakage)
+        expect(fine, "spectral_leakage", "False with period_grouping")
         both = self.num_rows and self.snr_threshold
         expect(not both, "num_rows", "0 where snr_threshold is in use")
         for name in ("matrix_background", "background"):
