@@ -58,13 +58,15 @@ class Examples(NamedTuple):
 class Inputs(NamedTuple):
     """What a generator gets: arguments of models.transgan.Generator.
 
-    signal [B, C * V]; features [B, ny, nx, L + 1] (Tikhonov images, then the base) and
-    base [B, ny, nx] (the non-negative image), both None without physics features.
+    signal [B, C * V]; features [B, ny, nx, L + 1] (Tikhonov images, then the base), base
+    [B, ny, nx] (the non-negative image) and measured, the signal in the singular basis:
+    coefficients [B, k], s [k], V [P, k]; all None without physics features.
     """
 
     signal: Float[Array, "B M"]
     features: Float[Array, "B ny nx F"] | None
     base: Float[Array, "B ny nx"] | None
+    measured: tuple[Array, Array, Array] | None = None
 
 
 def make_scanner(config: Config) -> scanner.Scanner:
@@ -148,7 +150,10 @@ def inputs(operator: Operator, voltage: Float[Array, "B C V"]) -> Inputs:
         operator.basis, flat, iterations=operator.iterations
     ).reshape(shape)
     images = jnp.moveaxis(tikhonov.reshape(shape[0], -1, *shape[1:]), 1, -1)
-    return Inputs(signal, jnp.concatenate([images, base[..., None]], -1), base)
+    coefficients = variational.project(operator.basis, flat) / operator.basis.scale
+    measured = coefficients, operator.basis.s, operator.basis.V
+    features = jnp.concatenate([images, base[..., None]], -1)
+    return Inputs(signal, features, base, measured)
 
 
 def refine(

@@ -166,11 +166,10 @@ def init_state(
 ) -> TrainState:
     """Fresh parameters and optimisers; batch is looked at for its shapes only."""
     for_generator, for_critic = jax.random.split(key)
-    first = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), batch)
-    generator = model.generator.init(for_generator, *first.inputs)["params"]
+    generator = model.generator.init(for_generator, *batch.inputs)["params"]
     critic = {}
     if model.discriminator is not None:
-        critic = model.discriminator.init(for_critic, first.image[..., None])["params"]
+        critic = model.discriminator.init(for_critic, batch.image[..., None])["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         generator=generator,

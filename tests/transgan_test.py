@@ -57,11 +57,15 @@ def normal(seed, *shape):
 
 def inputs(config, batch=2):
     side = (config.image_size, config.image_size)
-    return (
+    several = (
         normal(1, batch, config.input_size),
         normal(2, batch, *side, config.features) if config.features else None,
         normal(3, batch, *side) if config.base else None,
     )
+    if config.local_rounds == 1:
+        return several
+    measured = normal(4, batch, 5), jnp.ones(5), normal(5, config.image_size**2, 5)
+    return *several, measured
 
 
 def drawn(module, *arguments, size=0.3):
@@ -116,7 +120,8 @@ def test_generator_parameters(row):
         assert count(variables) == GENERATOR_COUNTS[row]
     else:
         # Rows of our own, without a count from elsewhere.
-        assert row.startswith(("demo32", "demo64", "tiny64", "tg128_dual_physics"))
+        own = "demo32", "demo64", "unrolled64", "tiny64", "tg128_dual_physics"
+        assert row.startswith(own)
 
 
 @pytest.mark.parametrize(("row", "overrides", "expected"), DISCRIMINATOR_COUNTS)
@@ -339,3 +344,64 @@ def test_inputs_that_do_not_fit_are_named():
     critic = transgan.discriminator("df96_32")
     with pytest.raises(ValueError, match=r"32, 32, 1\), got \(2, 16, 16, 1\)"):
         critic.init(jax.random.key(0), base[..., None])
+
+
+def decomposition(pixels, rank, seed=0):
+    """s [k] falling from 1, orthonormal V [P, k]."""
+    rng = np.random.default_rng(seed)
+    V = np.linalg.qr(rng.normal(size=(pixels, rank)))[0]
+    return jnp.asarray(np.geomspace(1, 0.01, rank)), jnp.asarray(V)
+
+
+def test_consistency_step():
+    """The minimiser over image + span V; what V doesn't see stays; the limits of nu."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        s, V = decomposition(64, 20)
+        truth, image = jnp.asarray(rng.random((2, 3, 8, 8)))
+        a = s[None] * (truth.reshape(3, -1) @ V)
+        made = transgan.consistent(image, a, s, V, 1e-3)
+        A = np.diag(s) @ V.T
+        for z, x, right in zip(made, image, a, strict=True):
+            normal = A.T @ A + 1e-3 * np.eye(64)
+            best = np.linalg.solve(normal, A.T @ right + 1e-3 * x.reshape(-1))
+            np.testing.assert_allclose(z.reshape(-1), best, atol=1e-12)
+        moved = np.asarray(made - image).reshape(3, -1)
+        np.testing.assert_allclose(moved @ V @ V.T, moved, atol=1e-12)
+        exact = transgan.consistent(image, a, s, V, 0.0).reshape(3, -1)
+        np.testing.assert_allclose(exact @ V, truth.reshape(3, -1) @ V, atol=1e-12)
+        np.testing.assert_allclose(transgan.consistent(image, a, s, V, 1e12), image)
+
+
+def test_unrolled_rounds_start_at_the_base_and_learn_from_the_signal():
+    model = transgan.generator("unrolled64_dual", stem_hidden=0)
+    rng = np.random.default_rng(2)
+    features = jnp.asarray(rng.random((1, 64, 64, 5)), jnp.float32)
+    base, signal = features[..., -1], jnp.zeros((1, 3264))
+    s, V = (a.astype(jnp.float32) for a in decomposition(4096, 6))
+    measured = jnp.ones((1, 6)), s, V
+    variables = jax.jit(model.init)(jax.random.key(0), signal, features, base, measured)
+    apply = jax.jit(model.apply)
+    out = apply(variables, signal, features, base, measured)
+    np.testing.assert_array_equal(out.reconstruction, base)
+
+    @jax.jit
+    def slope(params):
+        # Heads that start at zero hide what lies before them: give them something.
+        params = jax.tree.map(lambda a: a + 0.01, params)
+        f = lambda p, m: model.apply({"params": p}, signal, features, base, m)  # noqa: E731
+        by_nu = jax.grad(lambda p: f(p, measured).reconstruction.sum())(params)
+        by_signal = jax.grad(lambda a: f(params, (a, s, V)).segmentation.sum())(
+            measured[0]
+        )
+        return by_nu, by_signal
+
+    by_params, by_signal = slope(variables["params"])
+    assert all(np.abs(by_params[f"log_nu_{n}"]) > 0 for n in (1, 2))
+    assert np.all(np.abs(by_signal) > 0)
+    with pytest.raises(ValueError, match="measured: expected it"):
+        model.apply(variables, signal, features, base)
+    with pytest.raises(ValueError, match="measured V: expected"):
+        model.apply(variables, signal, features, base, (measured[0], s, V[:9]))
+    with pytest.raises(ValueError, match="local_rounds: expected 1"):
+        transgan.generator("tg128_dual", local_rounds=2)

@@ -9,6 +9,7 @@
 | features  | optional: classical images added to every stage by 3 x 3 convs      |
 | local     | optional: residual 3 x 3 convolutions at full resolution            |
 | base      | optional: a classical image that the network only has to correct    |
+| rounds    | optional: the local path made consistent with the signal in between |
 
 The dual-task TransGAN paper fixes the stem (8 x 8 x 128), four up-samplings, two
 branches and the outputs. What it leaves open follows TransGAN for 256^2 images (Jiang,
@@ -22,7 +23,7 @@ Variants are rows of GENERATORS and DISCRIMINATORS; every size is a field of the
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ START = 8  # pixels per side of the first map
 MEAN_FILL_LOGIT = -2.8  # of a mean fill of 5.6 %
 MASK_GAIN = 8.0  # the base image at 0 or 1 starts as a mask at 2 % or 98 %
 
+# Of a consistency step: singular values below 1 % of the largest are left to the network.
+_first_log_nu = nn.initializers.constant(math.log(1e-4))
 # 1e-2 of the usual size: the first images are faint, but every layer gets a gradient.
 faint_normal = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
 
@@ -69,7 +72,8 @@ class GeneratorConfig:
     features: int = 0  # number of classical images injected into the stages
     base: bool = False  # a classical image is given, and added to the output
     local_channels: int = 0  # width of the path at full resolution
-    local_blocks: int = 0  # 0: no such path
+    local_blocks: int = 0  # convolutions a round; 0: no such path
+    local_rounds: int = 1  # of that path, a consistency step between two of them
     dtype: Dtype = "float32"  # of activations; parameters stay float32
     remat: bool = False  # recompute each block in the backward pass
 
@@ -117,12 +121,38 @@ class GeneratorConfig:
             )
         if self.local_blocks and not (self.features or self.base):
             raise ValueError("local_blocks: expected features or base to work on")
+        unrolled = self.local_rounds > 1
+        if self.local_rounds < 1 or (
+            unrolled and not (self.local_blocks and self.base)
+        ):
+            raise ValueError(
+                "local_rounds: expected 1, or more with local_blocks and a base, got "
+                f"{self.local_rounds}"
+            )
 
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Pixels per side of the stages, START first."""
         doublings = int(math.log2(max(self.image_size, START) / START))
         return tuple(START << step for step in range(doublings + 1))
+
+
+def consistent(
+    image: Float[Array, "B ny nx"],
+    coefficients: Float[Array, "B k"],
+    s: Float[Array, " k"],
+    V: Float[Array, "P k"],
+    nu: Float[Array, ""] | float,
+) -> Float[Array, "B ny nx"]:
+    """The image nearest to the given one that explains the measured coefficients.
+
+    The minimiser z of |s V^T z - coefficients|^2 + nu |z - image|^2, for a truncated
+    singular value decomposition with orthonormal V; what V doesn't see stays as it is.
+    """
+    flat = image.reshape(len(image), -1)
+    s = s[None]
+    misfit = coefficients - s * (flat @ V)
+    return (flat + (s / (s * s + nu) * misfit) @ V.T).reshape(image.shape)
 
 
 class Images(NamedTuple):
@@ -143,6 +173,7 @@ class Generator(nn.Module):
         signal: Signals,
         features: Features | None = None,
         base: Bases | None = None,
+        measured: tuple[Array, Array, Array] | None = None,
     ) -> Images:
         """Run the network.
 
@@ -150,6 +181,9 @@ class Generator(nn.Module):
         base: the image [B, ny, nx] to correct if config.base, else None. With it the
         heads start at zero, so that the first reconstruction is the base itself and the
         first logit is 8 (base - 1/2); the gain and a shift are learned.
+        measured: (coefficients [B, k], s [k], V [P, k]), the signal in a truncated
+        singular value decomposition of the system matrix: coefficients are s V^T image,
+        with noise. Needed for config.local_rounds > 1, not looked at otherwise.
 
         Raises ValueError if an input is missing, not configured or of another shape.
         """
@@ -161,11 +195,20 @@ class Generator(nn.Module):
             "features", features, (batch, *side, cfg.features) if cfg.features else None
         )
         _expect("base", base, (batch, *side) if cfg.base else None)
+        if cfg.local_rounds > 1:
+            if measured is None:
+                raise ValueError("measured: expected it for local_rounds > 1, got None")
+            coefficients, s, V = measured
+            _expect("measured coefficients", coefficients, (batch, len(s)))
+            _expect("measured V", V, (cfg.image_size**2, len(s)))
 
         early = [stage for stage in self._stages() if stage[0] <= cfg.split_at]
         late = [stage for stage in self._stages() if stage[0] > cfg.split_at]
         x = self._run("shared", early, self._stem(signal), features)
-        local = self._local(x, features, base) if cfg.local_blocks else None
+        base = None if base is None else jnp.asarray(base, jnp.float32)
+        local = None
+        if cfg.local_blocks:
+            local, base = self._local(x, features, base, measured)
         entry = self._enlarge("shared", x)
         heads = {}
         for task in cfg.tasks:
@@ -178,7 +221,6 @@ class Generator(nn.Module):
         segmentation = heads.get("seg")
         if base is None:
             return Images(heads["recon"], segmentation)
-        base = jnp.asarray(base, jnp.float32)
         if segmentation is not None:
             gain = self.param("seg_gain", nn.initializers.constant(MASK_GAIN), ())
             segmentation = segmentation + gain * (base - 0.5)
@@ -240,18 +282,29 @@ class Generator(nn.Module):
             channels, size >= cfg.shuffle_from, cfg.dtype, name=f"{owner}_to_{size}"
         )(x)
 
-    def _local(self, x, features, base) -> Maps:
-        """Full-resolution trunk of all tasks: classical images, and what x knows."""
+    def _local(self, x, features, base, measured) -> tuple[Maps, Any]:
+        """Full-resolution trunk of all tasks, and the image that is left to correct.
+
+        It sees classical images and what x knows. After each round but the last the
+        image is corrected, and its difference to the measurement goes into the next.
+        """
         cfg = self.config
         images = [] if features is None else [jnp.asarray(features)]
         images += [] if base is None else [jnp.asarray(base)[..., None]]
         context = self._dense(cfg.local_channels, "local_context")(x)
         x = self._conv(cfg.local_channels, "local_images")(jnp.concatenate(images, -1))
         x = x + layers.resize(context, cfg.image_size, "bilinear")
-        for index in range(cfg.local_blocks):
+        for index in range(cfg.local_rounds * cfg.local_blocks):
+            if index and index % cfg.local_blocks == 0:
+                number = index // cfg.local_blocks
+                base = base + self._zero_dense(f"local_image_{number}")(x)[..., 0]
+                log_nu = self.param(f"log_nu_{number}", _first_log_nu, ())
+                nearer = consistent(base, *measured, jnp.exp(log_nu))
+                both = jnp.stack([base, nearer], axis=-1)
+                x = x + self._conv(cfg.local_channels, f"local_return_{number}")(both)
             conv = self._conv(cfg.local_channels, f"local_{index}")
             x = x + conv(nn.relu(x))
-        return x
+        return x, base
 
     def _head(self, task, x) -> Float[Array, "batch ny nx"]:
         """One channel, float32. With a base the head starts at zero."""
@@ -268,6 +321,10 @@ class Generator(nn.Module):
             name=f"{task}_head",
         )
         return head(x)[..., 0]
+
+    def _zero_dense(self, name) -> nn.Dense:
+        """Maps to one float32 channel that is 0 at first."""
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name=name)
 
     def _dense(self, channels, name, kernel_init=layers.small_normal) -> nn.Dense:
         return nn.Dense(
@@ -442,6 +499,8 @@ _demo64 = replace(
     heads=(4, 4, 2, 2),
     windows=(8, 8, 4, 4),
 )
+# CPU hours: three rounds of convolutions, the measurement asked in between.
+_unrolled64 = replace(_demo64, local_channels=32, local_blocks=3, local_rounds=3)
 
 # "matched": one branch with the parameters and the arithmetic of the dual-task row.
 GENERATORS: dict[str, GeneratorConfig] = {
@@ -469,6 +528,8 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "demo32_single": replace(_demo32, tasks=("recon",)),
     "demo64_dual": _demo64,
     "demo64_single": replace(_demo64, tasks=("recon",)),
+    "unrolled64_dual": _unrolled64,
+    "unrolled64_single": replace(_unrolled64, tasks=("recon",)),
 }
 
 DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
