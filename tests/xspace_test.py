@@ -39,6 +39,33 @@ def test_reference_trace_and_image(shared, case, amplitude):
     assert np.corrcoef(ours.ravel(), expected.ravel())[0, 1] > 0.98
 
 
+@pytest.mark.parametrize("waveform", ["triangle", "sine"])
+@pytest.mark.parametrize("slow", [0, 1])
+def test_width_of_a_line_by_line_path(waveform, slow):
+    """1/2.5 of the widest gap between lines, seen where the path crosses the middle."""
+    fast, n = 1 - slow, 24
+    divider, waves = [0, 0, 0], ["sine"] * 3
+    divider[fast], divider[slow], waves[slow] = 50, 50 * n, waveform
+    base = scanner.paper(64)
+    drive = dataclasses.replace(
+        base.drive_field, divider=tuple(divider), waveform=tuple(waves)
+    )
+    s = dataclasses.replace(base, drive_field=drive)
+    path = np.asarray(s.field_free_point()[0])
+    up = path[np.gradient(path[:, slow]) > 0]
+    crossed = np.flatnonzero(np.diff(np.sign(up[:, fast])))
+    gap = np.diff(np.sort(up[crossed, slow])).max()
+    width = float(xspace.default_width(s))
+    np.testing.assert_allclose(width, gap / 2.5, rtol=0.06)
+
+
+def test_width_of_one_line():
+    base = scanner.paper(16)
+    drive = dataclasses.replace(base.drive_field, divider=(102, 0, 0))
+    s = dataclasses.replace(base, drive_field=drive)
+    np.testing.assert_allclose(xspace.default_width(s), 0.4e-3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("model", ["tensor", "mpirf"])
 def test_gain_against_quadrature(model):
     """Closed-form integral of the kernel over a disc against the sum over its pixels."""

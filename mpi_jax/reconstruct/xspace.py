@@ -132,13 +132,22 @@ def _check_signal(u, channels, samples):
 def default_width(scanner):
     """1/2.5 of the widest gap of the path, never less than half a pixel [m]."""
     drive = scanner.drive_field
-    # A Lissajous path with N_y / N_x near n / (n - 1) crosses an axis about 2 n times:
-    # n lines a half period, widest apart at the centre, pi/2 times the mean distance.
-    driven = [n for n in drive.divider if n]
-    lines = drive.samples // drive.oversampling // max(driven)
-    amplitude = jnp.max(jnp.asarray(drive.amplitude))
-    g = jnp.abs(jnp.asarray(scanner.selection_field.gradient)[0, 0])
-    gap = jnp.pi * amplitude / g / (2 * lines)
+    driven = [axis for axis, n in enumerate(drive.divider) if n]
+    fast, slow = (f(driven, key=lambda a: drive.divider[a]) for f in (min, max))
+    gradient = jnp.abs(jnp.asarray(scanner.selection_field.gradient))
+    amplitude = jnp.asarray(drive.amplitude)
+    if fast == slow:
+        gap = 0.0  # one line
+    elif drive.divider[slow] < 2 * drive.divider[fast]:
+        # A Lissajous path with N_y / N_x near n / (n - 1) crosses an axis about 2 n times:
+        # n lines a half period, widest apart at the centre, pi/2 times the mean distance.
+        lines = drive.samples // drive.oversampling // drive.divider[slow]
+        gap = jnp.pi * jnp.max(amplitude) / gradient[0, 0] / (2 * lines)
+    else:
+        # Line by line, up and down again; a sine is fastest at the centre.
+        lines = drive.divider[slow] // drive.divider[fast]
+        reach = amplitude[slow] / gradient[slow, slow]
+        gap = (2 if drive.waveform[slow] == "triangle" else jnp.pi) * reach / lines
     return jnp.maximum(gap / 2.5, jnp.max(scanner.grid.pitch[:2]) / 2)
 
 
