@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+# Weights that ship with the package: config they were trained by -> SHA-256 of the file.
+SHIPPED: dict[str, str] = {}
+
+
+def shipped(name: str) -> Path:
+    """The file of the weights that ship for a config, after a look at its hash.
+
+    Raises ValueError for a config without, and for a file that isn't the one released.
+    """
+    if name not in SHIPPED:
+        raise ValueError(
+            f"weights: expected a config that they ship for ({', '.join(SHIPPED)}), "
+            f"got {name!r}; train it, and name its work folder"
+        )
+    path = Path(__file__).parent / "weights" / f"{name}.safetensors"
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHIPPED[name]:
+        raise ValueError(
+            f"{path}: expected the released file with SHA-256 {SHIPPED[name]}, got {found}"
+        )
+    return path
 
 
 @contextlib.contextmanager
