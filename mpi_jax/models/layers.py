@@ -1,4 +1,4 @@
-"""Parts of the Transformer networks: norms, attention in cells, block, up-sampling.
+"""Parts of the networks: what all of them take and give, and the Transformer's parts.
 
 | symbol | meaning                                          |
 |--------|--------------------------------------------------|
@@ -15,11 +15,13 @@ up-sampling. This is an independent implementation of the description. Ours: att
 bias built without a gather, float32 softmax and norms under bfloat16 activations.
 """
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Norm = Literal["pixel", "layer"]
@@ -27,9 +29,37 @@ Dtype = Literal["float32", "bfloat16"]
 Tokens = Float[Array, "batch cells tokens channels"]
 Maps = Float[Array, "batch ny nx channels"]
 NewMaps = Float[Array, "batch _ny _nx _channels"]  # of another size
+# An underscore leaves a size to `expect`, whose messages users see.
+Signals = Float[Array | np.ndarray, "batch _length"]
+Features = Float[Array | np.ndarray, "_batch _ny _nx _features"]
+Bases = Float[Array | np.ndarray, "_batch _ny _nx"]
+Critiqued = Float[Array | np.ndarray, "batch _ny _nx _channels"]
+
+START = 8  # pixels per side of the first map that a stem makes
 
 small_normal = nn.initializers.truncated_normal(0.02)
 fan_in_normal = nn.initializers.lecun_normal()
+
+
+class Images(NamedTuple):
+    """Output of a generator, float32."""
+
+    reconstruction: Float[Array, "batch ny nx"]
+    segmentation: Float[Array, "batch ny nx"] | None  # logit; None for a single task
+
+
+def expect(name: str, value: Any, shape: tuple[int, ...] | None) -> None:
+    """ValueError unless value has this shape; shape None: unless there is no value."""
+    came = None if value is None else tuple(value.shape)
+    if came != shape:
+        raise ValueError(f"{name}: expected {shape or None}, got {came}")
+
+
+def row(table: dict[str, Any], name: str, overrides: dict[str, Any]) -> Any:
+    """A config of a table by its name, with fields replaced; ValueError for others."""
+    if name not in table:
+        raise ValueError(f"name: expected one of {sorted(table)}, got {name!r}")
+    return dataclasses.replace(table[name], **overrides)
 
 
 class PixelNorm(nn.Module):

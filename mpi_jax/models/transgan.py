@@ -23,24 +23,28 @@ Variants are rows of GENERATORS and DISCRIMINATORS; every size is a field of the
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from mpi_jax.models import layers
-from mpi_jax.models.layers import Dtype, Maps, Norm
+from mpi_jax.models.layers import (
+    START,
+    Bases,
+    Critiqued,
+    Dtype,
+    Features,
+    Images,
+    Maps,
+    Norm,
+    Signals,
+    expect,
+)
 
 Task = Literal["recon", "seg"]
-# An underscore leaves a size to the checks below, whose messages users see.
-Signals = Float[Array | np.ndarray, "batch _length"]
-Features = Float[Array | np.ndarray, "_batch _ny _nx _features"]
-Bases = Float[Array | np.ndarray, "_batch _ny _nx"]
-Critiqued = Float[Array | np.ndarray, "batch _ny _nx _channels"]
 
-START = 8  # pixels per side of the first map
 MEAN_FILL_LOGIT = -2.8  # of a mean fill of 5.6 %
 MASK_GAIN = 8.0  # the base image at 0 or 1 starts as a mask at 2 % or 98 %
 
@@ -155,13 +159,6 @@ def consistent(
     return (flat + (s / (s * s + nu) * misfit) @ V.T).reshape(image.shape)
 
 
-class Images(NamedTuple):
-    """Output of a generator, float32."""
-
-    reconstruction: Float[Array, "batch ny nx"]
-    segmentation: Float[Array, "batch ny nx"] | None  # logit; None for a single task
-
-
 class Generator(nn.Module):
     """Signals [B, input_size] to `Images` [B, image_size, image_size]."""
 
@@ -190,17 +187,17 @@ class Generator(nn.Module):
         cfg = self.config
         side = (cfg.image_size, cfg.image_size)
         batch = len(signal)
-        _expect("signal", signal, (batch, cfg.input_size))
-        _expect(
+        expect("signal", signal, (batch, cfg.input_size))
+        expect(
             "features", features, (batch, *side, cfg.features) if cfg.features else None
         )
-        _expect("base", base, (batch, *side) if cfg.base else None)
+        expect("base", base, (batch, *side) if cfg.base else None)
         if cfg.local_rounds > 1:
             if measured is None:
                 raise ValueError("measured: expected it for local_rounds > 1, got None")
             coefficients, s, V = measured
-            _expect("measured coefficients", coefficients, (batch, len(s)))
-            _expect("measured V", V, (cfg.image_size**2, len(s)))
+            expect("measured coefficients", coefficients, (batch, len(s)))
+            expect("measured V", V, (cfg.image_size**2, len(s)))
 
         early = [stage for stage in self._stages() if stage[0] <= cfg.split_at]
         late = [stage for stage in self._stages() if stage[0] > cfg.split_at]
@@ -385,7 +382,7 @@ class Discriminator(nn.Module):
         """
         cfg = self.config
         side = (cfg.image_size, cfg.image_size)
-        _expect("images", images, (len(images), *side, cfg.inputs))
+        expect("images", images, (len(images), *side, cfg.inputs))
         images = jnp.asarray(images)
         quarter, half = cfg.width // 4, cfg.width // 2
 
@@ -434,30 +431,17 @@ class Discriminator(nn.Module):
         return head(verdict)[:, 0]
 
 
-def _expect(name, value, shape):
-    """ValueError unless value has this shape; shape None: unless there is no value."""
-    came = None if value is None else tuple(value.shape)
-    if came != shape:
-        raise ValueError(f"{name}: expected {shape or None}, got {came}")
-
-
-def _row(table, name, overrides):
-    if name not in table:
-        raise ValueError(f"name: expected one of {sorted(table)}, got {name!r}")
-    return replace(table[name], **overrides)
-
-
 def generator(name: str, **overrides) -> Generator:
     """The generator of a row of GENERATORS, with fields of its config replaced.
 
     Raises ValueError for an unknown row or sizes that do not fit together.
     """
-    return Generator(_row(GENERATORS, name, overrides))
+    return Generator(layers.row(GENERATORS, name, overrides))
 
 
 def discriminator(name: str, **overrides) -> Discriminator:
     """The discriminator of a row of DISCRIMINATORS, likewise."""
-    return Discriminator(_row(DISCRIMINATORS, name, overrides))
+    return Discriminator(layers.row(DISCRIMINATORS, name, overrides))
 
 
 _dual = GeneratorConfig()
@@ -477,6 +461,14 @@ _tiny64 = replace(
     depths=(2, 2, 1, 1),
     heads=(4, 4, 4, 2),
     windows=(8, 16, 16, 8),
+)
+_tiny32 = GeneratorConfig(  # seconds: for tests
+    image_size=32,
+    channels=(64, 32, 32),
+    depths=(1, 1, 1),
+    heads=(4, 4, 4),
+    windows=(8, 8, 8),
+    stem_hidden=64,
 )
 # Physics does the work of the stem; minutes on two CPU cores train these.
 _demo32 = GeneratorConfig(
@@ -502,7 +494,17 @@ _demo64 = replace(
 # CPU hours: three rounds of convolutions, the measurement asked in between.
 _unrolled64 = replace(_demo64, local_channels=32, local_blocks=3, local_rounds=3)
 
-# "matched": one branch with the parameters and the arithmetic of the dual-task row.
+_physics = replace(_dual, features=5, base=True, local_channels=32, local_blocks=4)
+
+# "matched": one branch with the parameters and the arithmetic of the dual-task row, by
+# deeper stages in place of the second branch's and a wider stem in place of its positions.
+#
+# |                  | dual: parameters, GMAC | matched             |
+# |------------------|------------------------|---------------------|
+# | tg128            | 16,222,342  5.69       | 16,218,655  5.69    |
+# | tg128 physics    | 16,293,079  6.38       | 16,296,668  6.36    |
+# | tiny64           | 4,377,214   .265       | 4,378,623   .265    |
+# | demo64 (physics) | 287,639     .143       | 286,963     .144    |
 GENERATORS: dict[str, GeneratorConfig] = {
     "tg128_dual": _dual,
     "tg128_single": _single,
@@ -512,8 +514,10 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "tg128_dual_split64": replace(_dual, split_at=64),
     "tg128_dual_linear_stem": replace(_dual, stem_hidden=None),
     "tg128_dual_layernorm": replace(_dual, norm="layer"),
-    "tg128_dual_physics": replace(
-        _dual, features=5, base=True, local_channels=32, local_blocks=4
+    "tg128_dual_physics": _physics,
+    "tg128_single_physics": replace(_physics, tasks=("recon",)),
+    "tg128_single_matched_physics": replace(
+        _physics, tasks=("recon",), depths=(5, 4, 8, 8, 8), stem_hidden=1079
     ),
     "budget128_dual": _budget,
     "budget128_single": replace(_budget, tasks=("recon",)),
@@ -524,12 +528,25 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "tiny128_single": replace(_tiny, tasks=("recon",)),
     "tiny64_dual": _tiny64,
     "tiny64_single": replace(_tiny64, tasks=("recon",)),
+    "tiny64_single_matched": replace(
+        _tiny64, tasks=("recon",), depths=(2, 2, 2, 2), stem_hidden=530
+    ),
+    "tiny32_dual": _tiny32,
+    "tiny32_single": replace(_tiny32, tasks=("recon",)),
+    "tiny32_single_matched": replace(
+        _tiny32, tasks=("recon",), depths=(1, 1, 2), stem_hidden=68
+    ),
     "demo32_dual": _demo32,
     "demo32_single": replace(_demo32, tasks=("recon",)),
+    # Nothing is deep here: a wider last stage.
+    "demo32_single_matched": replace(_demo32, tasks=("recon",), channels=(64, 32, 30)),
     "demo64_dual": _demo64,
     "demo64_single": replace(_demo64, tasks=("recon",)),
     "unrolled64_dual": _unrolled64,
     "unrolled64_single": replace(_unrolled64, tasks=("recon",)),
+    "demo64_single_matched": replace(
+        _demo64, tasks=("recon",), depths=(1, 1, 4, 0), stem_hidden=10
+    ),
 }
 
 DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
