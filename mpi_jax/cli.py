@@ -39,7 +39,7 @@ _LINE_EVERY = 10.0  # [s] between lines of progress where there is no terminal
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line (default: sys.argv); returns the exit code."""
     _keep_memory()
-    _quick_compilation()
+    quick_compilation()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options, rest = _parser().parse_known_args(arguments)
@@ -82,7 +82,7 @@ def _keep_memory() -> None:
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD [bytes]
 
 
-def _quick_compilation() -> None:
+def quick_compilation() -> None:
     """Compile for short waits where only the CPU is there.
 
     XLA's full CPU optimisation takes several times longer to compile a network and

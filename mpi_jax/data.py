@@ -2,21 +2,25 @@
 
 Image i of a split is a function of (split, i), its noise of (key, i): batches don't
 depend on the number of devices, resuming needs the step alone, and an epoch costs no
-disk. One line of data:
+disk. Images are grey images of 8 bits, so that a file of them says the same as the
+stream that draws them. One line of data:
 
-    phantoms.batch -> system_matrix.forward -> noise -> `Examples`   what is true
+    phantoms.batch -> `Pictures`, or a file of them                  0 ... 255
+    Pictures -> system_matrix.forward -> noise -> `Examples`         what is true
     Examples.voltage -> `inputs` -> `Inputs`                         what a network sees
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mpi_jax import phantoms, physics, scanner, system_matrix
 from mpi_jax.configs import Config
@@ -44,6 +48,17 @@ class Operator:
     lams: Float[Array, " L"]
     iterations: int = dataclasses.field(metadata={"static": True})
     refine: int = dataclasses.field(metadata={"static": True})
+
+
+class Pictures(NamedTuple):
+    """What a file holds of examples: image [B, ny, nx] in steps of 1/255, mask, family.
+
+    The mask was decided before the image was rounded.
+    """
+
+    image: UInt8[Array, "B ny nx"]
+    mask: Bool[Array, "B ny nx"]
+    family: Int[Array, " B"]
 
 
 class Examples(NamedTuple):
@@ -106,27 +121,46 @@ def build(config: Config) -> Operator:
         operator = dataclasses.replace(operator, basis=basis)
     size = config.data.batch_size
     starts = range(0, max(_SCALE_IMAGES, size), size)
-    u = [draw(operator, "train", i, size, np.inf).voltage for i in starts]
+    families = config.data.families
+    u = [
+        draw(operator, "train", i, size, np.inf, families=families).voltage
+        for i in starts
+    ]
     scale = jnp.sqrt(jnp.mean(jnp.square(jnp.concatenate(u)), axis=(0, 2)))[:, None]
     return dataclasses.replace(operator, scale=scale)
 
 
-def examples(
-    operator: Operator,
+def pictures(
     split: Int[Array, ""] | int,
     start: Int[Array, ""] | int,
     size: int,
+    grid: scanner.Grid,
+    families: tuple[str, ...] = phantoms.FAMILIES,
+    images: int | None = None,
+) -> Pictures:
+    """Pictures start ... start + size - 1 of phantoms.SPLITS[split]; pure.
+
+    families, images: the stream's, see phantoms.indices.
+    """
+    image, mask, family = phantoms.batch(split, start, size, grid, families, images)
+    return Pictures(jnp.round(255 * image).astype(jnp.uint8), mask > 0, family)
+
+
+def observe(
+    operator: Operator,
+    pictures: Pictures,
+    start: Int[Array, ""] | int,
     snr_db: Float[Array, " 2"],
     key: PRNGKeyArray,
 ) -> Examples:
-    """Examples start ... start + size - 1 of phantoms.SPLITS[split]; pure.
+    """What the scanner measures of pictures from position `start` of a stream; pure.
 
     snr_db: smallest and largest power SNR [dB], drawn uniformly for each example.
     """
-    images, masks, families = phantoms.batch(split, start, size, operator.scanner.grid)
-    u = system_matrix.forward(operator.matrix, images)
+    image = pictures.image.astype(jnp.float32) / 255
+    u = system_matrix.forward(operator.matrix, image)
     low, high = snr_db[0], snr_db[1]
-    index = start + jnp.arange(size)
+    index = start + jnp.arange(len(image))
 
     def noisy(i, u):
         level, noise = jax.random.split(jax.random.fold_in(key, i))
@@ -135,7 +169,8 @@ def examples(
         snr = low + span * jax.random.uniform(level)
         return physics.add_noise(noise, u, snr)
 
-    return Examples(images, masks, jax.vmap(noisy)(index, u), families)
+    mask = pictures.mask.astype(jnp.float32)
+    return Examples(image, mask, jax.vmap(noisy)(index, u), pictures.family)
 
 
 def inputs(operator: Operator, voltage: Float[Array, "B C V"]) -> Inputs:
@@ -186,17 +221,167 @@ def draw(
     size: int,
     snr_db: float | tuple[float, float],
     key: PRNGKeyArray | None = None,
+    families: tuple[str, ...] = phantoms.FAMILIES,
 ) -> Examples:
-    """`examples` of a split by name at one SNR [dB] or a range, compiled once for all.
+    """Examples of a split by name at one SNR [dB] or a range, compiled once for all.
 
     key: noise; by default that of validation and test signals, the same for every run.
     """
     pair = jnp.broadcast_to(jnp.asarray(snr_db, jnp.float32), (2,))
     key = jax.random.key(_NOISE_SEED) if key is None else key
-    return _draw(operator, phantoms.SPLITS.index(split), start, size, pair, key)
+    number = phantoms.SPLITS.index(split)
+    made = draw_pictures(number, start, size, operator.scanner.grid, families)
+    return _observe(operator, made, start, pair, key)
 
 
-_draw = jax.jit(examples, static_argnames="size")
+# What is compiled for one device and any split serves all who draw that many.
+draw_pictures = jax.jit(pictures, static_argnames=("size", "families", "images"))
+_observe = jax.jit(observe)
+
+
+# --- Training pictures, drawn or read
+
+
+def training_pictures(
+    config: Config,
+    grid: scanner.Grid,
+    process: tuple[int, int] = (0, 1),
+    devices: int | None = None,
+) -> Callable[[int], tuple[np.ndarray, Pictures]]:
+    """Pictures of a training step: step -> (start [D], Pictures [D, B / D, ...]).
+
+    One row for each device of this process (default: the local ones); start: position
+    of its first picture in the stream. process: (this one, how many), of which each
+    draws or reads its own share. The same bits from both sources, for any step, in any
+    order. Raises ValueError for settings that don't fit, or not to the data set.
+    """
+    settings, devices = config.data, devices or jax.local_device_count()
+    shares = process[1] * devices
+    if settings.batch_size < 1 or settings.batch_size % shares:
+        raise ValueError(
+            f"data.batch_size: expected a multiple of the {shares} devices, "
+            f"got {settings.batch_size}"
+        )
+    if settings.images < 0:
+        raise ValueError(f"data.images: expected a number >= 0, got {settings.images}")
+    if settings.source not in ("stream", "tfds"):
+        raise ValueError(
+            f"data.source: expected stream or tfds, got {settings.source!r}"
+        )
+    if settings.source == "stream" and settings.folder:
+        raise ValueError("data.folder: only with data.source tfds")
+    size = settings.batch_size // shares
+    first = size * (process[0] * devices + np.arange(devices))
+    images, families = settings.images or None, settings.families
+    phantoms.indices(jnp.zeros(1, int), families, images)  # complain early
+
+    if settings.source == "tfds":
+        reader = Reader(settings.folder, "train", grid.shape)
+        images = images or len(reader)
+        if images > len(reader):
+            raise ValueError(
+                f"data.images: expected at most the {len(reader)} training images of "
+                f"{settings.folder}, got {images}"
+            )
+
+        def made(start):
+            position = start[:, None] + np.arange(size)
+            index = np.asarray(phantoms.indices(position, families, images))
+            return reader(index)
+
+    elif devices == 1:
+
+        def made(start):
+            one = draw_pictures(0, start[0], size, grid, families, images)
+            return jax.tree.map(lambda a: a[None], one)
+
+    else:
+        drawn = jax.pmap(lambda start: pictures(0, start, size, grid, families, images))
+
+        def made(start):
+            return drawn(start)
+
+    def of_step(step):
+        start = step * settings.batch_size + first
+        return start, made(start)
+
+    return of_step
+
+
+class Reader:
+    """A split of a built data set, which reads pictures by their index.
+
+    Takes the folder that `datasets/build.py mpi_phantoms` names, or one above it where
+    it is the only data set. Raises ValueError where there is none, for another data set
+    or other sizes than `shape` (ny, nx), and where tensorflow-datasets is absent.
+    """
+
+    def __init__(self, folder: str | Path, split: str, shape: tuple[int, int]):
+        folder = Path(folder).expanduser() if folder else None
+        if folder is None or not folder.is_dir():
+            raise ValueError(
+                f"data.folder: expected the folder of a data set built by "
+                f"datasets/build.py mpi_phantoms, got {folder or 'none'}"
+            )
+        found = sorted(path.parent for path in folder.rglob("dataset_info.json"))
+        if len(found) != 1:
+            these = ", ".join(str(path.relative_to(folder)) for path in found)
+            raise ValueError(
+                f"data.folder: expected one data set in {folder}, found {these or 'none'}"
+            )
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise ValueError(
+                "data.source: tfds needs tensorflow-datasets: pip install mpi_jax[data]"
+            ) from None
+        builder = tfds.builder_from_directory(found[0])
+        if builder.name != "mpi_phantoms" or split not in builder.info.splits:
+            raise ValueError(
+                f"data.folder: expected mpi_phantoms with a split {split}, found "
+                f"{builder.name} with {', '.join(builder.info.splits) or 'none'}"
+            )
+        have = builder.info.features["image"].shape
+        if tuple(shape) != have:
+            raise ValueError(
+                f"data.folder: expected images of {shape[0]} x {shape[1]} pixels, those "
+                f"of {folder} have {have[0]} x {have[1]}"
+            )
+        self._folder, self._shape = folder, have
+        self._records = builder.as_data_source(
+            split=split,
+            decoders=tfds.decode.PartialDecoding(["image", "mask", "family", "index"]),
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __call__(self, index: Int[np.ndarray, "*n"]) -> Pictures:
+        """Pictures [*n, ...]; ValueError where a record isn't the image it should be."""
+        wanted = index.ravel().tolist()
+        if min(wanted) < 0 or max(wanted) >= len(self):
+            raise ValueError(
+                f"index: expected 0 to {len(self) - 1}, the images in {self._folder}; got "
+                f"{min(wanted)} to {max(wanted)}"
+            )
+        records = self._records.__getitems__(wanted)
+        for i, record in zip(wanted, records, strict=True):
+            if record["index"] != i:
+                raise ValueError(
+                    f"{self._folder}: expected image {i} in record {i}, found "
+                    f"{record['index']}"
+                )
+        pixels = self._shape[0] * self._shape[1]
+        packed = np.stack([record["mask"] for record in records])
+        mask = np.unpackbits(packed, axis=-1, count=pixels).astype(bool)
+        shape = *index.shape, *self._shape
+        return Pictures(
+            np.stack([record["image"] for record in records]).reshape(shape),
+            mask.reshape(shape),
+            np.array([record["family"] for record in records], np.int32).reshape(
+                index.shape
+            ),
+        )
 
 
 def check_voltage(scanner: scanner.Scanner, voltage: np.ndarray) -> np.ndarray:

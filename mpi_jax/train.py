@@ -318,7 +318,14 @@ def validate(config: Config, operator: data.Operator, generator, params) -> dict
     """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images."""
     size, found = config.data.batch_size, []  # the size that is compiled already
     for start in range(0, config.validation_images, size):
-        made = data.draw(operator, "validation", start, size, config.data.test_snr_db)
+        made = data.draw(
+            operator,
+            "validation",
+            start,
+            size,
+            config.data.test_snr_db,
+            families=config.data.families,
+        )
         out = predict(generator, params, operator, made.voltage)
         mask = out.reconstruction > 0.5
         if out.segmentation is not None:
@@ -345,49 +352,37 @@ def run(
     workdir = Path(workdir)
     model = make_networks(config)
     tx = make_optimisers(config.optimiser, config.steps)
-    devices = jax.local_device_count()
-    if config.steps < 1 or config.data.batch_size < 1:
-        raise ValueError("steps, data.batch_size: expected numbers >= 1")
-    if config.data.batch_size % devices:
-        raise ValueError(
-            f"data.batch_size: expected a multiple of the {devices} devices, "
-            f"got {config.data.batch_size}"
-        )
+    if config.steps < 1:
+        raise ValueError(f"steps: expected a number >= 1, got {config.steps}")
+    pictures = data.training_pictures(
+        config,
+        data.make_scanner(config).grid,
+        (jax.process_index(), jax.process_count()),
+    )
     _prepare(workdir, config, resume)
     tell("build", 0, 1, {})
     operator = data.build(config)
-    each = config.data.batch_size // devices
+    each = config.data.batch_size // jax.device_count()
     key = jax.random.key(config.seed)
     noise, _, steps_key = jax.random.split(key, 3)
     # The default generator takes a minute to compile for some hundred parameters.
     fresh = jax.random.key(config.seed, impl="unsafe_rbg")
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
-    def examples(start):
-        return data.examples(operator, 0, start, each, snr, noise)
+    def shapes_of(shard):
+        return make_batch(operator, data.observe(operator, shard, 0, snr, noise))
 
-    shapes = jax.eval_shape(lambda: make_batch(operator, examples(0)))
+    grid = operator.scanner.grid
+    shapes = jax.eval_shape(lambda: shapes_of(data.pictures(0, 0, each, grid)))
     state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
 
     def step(state, shard, keys, operator):
-        # One device takes examples drawn by the function that draws all other splits,
-        # which saves compiling it again; several draw their own.
-        if not isinstance(shard, data.Examples):
-            shard = data.examples(operator, 0, shard, each, snr, keys[0])
+        start, shown = shard
         own = jax.random.fold_in(keys[1], state.step)
-        batch = make_batch(operator, shard)
+        batch = make_batch(operator, data.observe(operator, shown, start, snr, keys[0]))
         return train_step(state, batch, own, model=model, tx=tx, axis_name="data")
 
     compiled = data_parallel(step, replicated=1)
-    offsets = each * np.arange(devices)
-
-    def shard(done):
-        start = done * config.data.batch_size
-        if devices > 1:
-            return start + offsets
-        made = data.draw(operator, "train", start, each, config.data.snr_db, noise)
-        return jax.tree.map(lambda a: a[None], made)
-
     settings = configs.to_dict(config)
     with checkpoint.manager(workdir / "checkpoints") as store:
         done = 0
@@ -401,7 +396,7 @@ def run(
         with open(workdir / "metrics.jsonl", "a") as log:
             while done < config.steps:
                 state, values = compiled(
-                    state, shard(done), (noise, steps_key), everywhere
+                    state, pictures(done), (noise, steps_key), everywhere
                 )
                 done += 1
                 pending.append((done, values))
@@ -496,7 +491,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 # Settings that may change between a run and its resumption.
-_FREE = ("log_every", "checkpoint_every", "validation_images")
+_FREE = ("log_every", "checkpoint_every", "validation_images", "data.folder")
 
 
 def _prepare(workdir: Path, config: Config, resume: bool) -> None:

@@ -42,6 +42,24 @@ def test_an_example_depends_on_its_index_alone(operator):
     assert not np.array_equal(other.voltage, first.voltage)
 
 
+def test_pictures_are_rounded_phantoms(operator, monkeypatch):
+    """To the nearest of 0 ... 255, whatever the mask; and back in `observe`."""
+    image = jnp.array([[[0.0, 0.4999, 0.5001], [1.0, 127.5001, 254.6]]]) / 255
+    mask = jnp.array([[[1.0, 0, 0], [1, 0, 1]]])
+    given = image, mask, jnp.array([3])
+    monkeypatch.setattr(phantoms, "batch", lambda *_: given)
+    made = data.pictures("train", 0, 1, None)
+    assert made.image.dtype == np.uint8 and made.mask.dtype == bool
+    np.testing.assert_array_equal(made.image, [[[0, 0, 1], [1, 128, 255]]])
+    np.testing.assert_array_equal(made.mask, mask > 0)
+    monkeypatch.undo()
+    seen = data.draw(operator, "test", 12, SIZE, 40.0)
+    levels = 255 * np.asarray(seen.image, np.float64)
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-4)
+    drawn = data.draw_pictures(2, 12, SIZE, operator.scanner.grid)
+    np.testing.assert_array_equal(np.rint(levels), drawn.image)
+
+
 def test_infinite_snr_means_no_noise(operator):
     made = data.draw(operator, "validation", 0, SIZE, np.inf)
     u = physics.voltage(operator.scanner, made.image)

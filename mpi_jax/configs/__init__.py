@@ -44,6 +44,23 @@ class DataConfig:
     """Power SNR of the training signals [dB], uniform between the two."""
     test_snr_db: float = 40.0
     """Power SNR of validation and test signals [dB]; inf: no noise."""
+    families: tuple[str, ...] = (
+        "bars",
+        "rectangles",
+        "triangles",
+        "ellipses",
+        "numbers",
+        "vessels",
+    )
+    """Families of phantoms to train and validate on, in turn; test images are of all."""
+    source: str = "stream"
+    """Training images: stream (drawn while training) or tfds (read from `folder`). The
+    same images in the same order."""
+    folder: str = ""
+    """Built data set to read, as `datasets/build.py mpi_phantoms` names it."""
+    images: int = 0
+    """Training images in use; each family starts again behind its last. 0: all of a
+    data set, or a stream without end."""
 
 
 @dataclasses.dataclass(frozen=True)

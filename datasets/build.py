@@ -1,0 +1,149 @@
+"""Build a data set of this project as tensorflow-datasets files, without TensorFlow.
+
+    python datasets/build.py mpi_phantoms --config small --data-dir DIR --workers 2
+    python datasets/build.py open_mpi --config measurement_2d --data-dir DIR --from FOLDER
+
+Stopped at any time, also by kill -9, the same command goes on, and ends with the same
+bytes. The last line of output is the folder to read (`mpi-jax train --data.source tfds
+--data.folder FOLDER`, or tensorflow_datasets.builder_from_directory).
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mpi_jax import cli
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 bad input."""
+    if str(HERE) not in sys.path:
+        sys.path.insert(0, str(HERE))
+    try:
+        options = _options(arguments)
+        cli.quick_compilation()
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()  # it would count records, not images drawn
+        run = _build_phantoms if options.name == "mpi_phantoms" else _build_open_mpi
+        print(run(options))
+        return 0
+    except ImportError as error:
+        print(f"build.py: {error}; pip install 'mpi_jax[data]'", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"build.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _options(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=("mpi_phantoms", "open_mpi"))
+    parser.add_argument("--config", required=True, help="see the data set's README.md")
+    parser.add_argument("--data-dir", type=Path, required=True, help="where to write")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes that draw (mpi_phantoms)",
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        help="folder of Open MPI Data's MDF files (open_mpi)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="count images that occur twice, in a split or across (mpi_phantoms)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _builder(make, names, options, **kwargs):
+    if options.config not in names:
+        raise ValueError(
+            f"--config: expected one of {', '.join(names)}; got {options.config!r}"
+        )
+    options.data_dir.mkdir(parents=True, exist_ok=True)
+    made = make(config=options.config, data_dir=str(options.data_dir), **kwargs)
+    # What a killed build left behind.
+    folder = Path(made.data_dir)
+    for left in folder.parent.glob(f"{folder.name}.incomplete*"):
+        shutil.rmtree(left)
+    return made, folder
+
+
+def _build_phantoms(options) -> Path:
+    from mpi_phantoms import builder, chunks
+
+    if options.workers < 1:
+        raise ValueError(f"--workers: expected a number >= 1, got {options.workers}")
+    made, folder = _builder(builder.MpiPhantoms, builder.VARIANTS, options)
+    variant, total = made.variant, made.variant.train + made.variant.test
+    if not folder.exists():
+        chunks.prepare(variant, made.parts)
+        left = sum(count for *_, count in chunks.missing(variant, made.parts))
+        began = time.monotonic()
+        with _bar("drawn", total, total - left) as bar:
+            for _, _, count in chunks.draw(variant, made.parts, options.workers):
+                bar.update(count)
+        drawn = time.monotonic() - began
+        made.download_and_prepare()
+        seconds = time.monotonic() - began
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(
+            f"{left} of {total} images drawn in {drawn:.1f} s, files written in "
+            f"{seconds - drawn:.1f} s: {left / seconds:.0f} images/s, {size / 1e6:.1f} MB",
+            file=sys.stderr,
+        )
+    shutil.rmtree(made.parts, ignore_errors=True)
+    if options.check:
+        for words, count in builder.shared_images(folder).items():
+            print(f"{words}: {count}")
+    return folder
+
+
+def _build_open_mpi(options) -> Path:
+    import tensorflow_datasets as tfds
+    from open_mpi import builder
+
+    made, folder = _builder(builder.OpenMpi, builder.CONFIGS, options)
+    if not folder.exists():
+        if options.source is None or not options.source.is_dir():
+            raise ValueError(
+                f"--from: expected a folder with files of Open MPI Data, got "
+                f"{options.source}. {builder.INSTRUCTIONS}"
+            )
+        made.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=str(options.source.resolve())
+            )
+        )
+    return folder
+
+
+def _bar(words, total, done):
+    quiet = not sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=words,
+        unit=" images",
+        mininterval=10 if quiet else 0.5,
+        ascii=quiet,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
