@@ -44,6 +44,7 @@ from mpi_jax.reconstruct import kaczmarz, variational, xspace
 
 LABELS = {
     "xspace": "x-space",
+    "xspace_tensor": "x-space (tensor, deconvolved)",
     "kaczmarz": "System matrix (Kaczmarz)",
     "tikhonov": "System matrix (Tikhonov)",
     "nonnegative": "System matrix (non-negative)",
@@ -51,8 +52,8 @@ LABELS = {
     "transgan": "Dual-task TransGAN",
 }
 METHODS = tuple(LABELS)
-# What is evaluated unless methods are named: total variation takes its time.
-USUAL = tuple(m for m in METHODS if m != "tv")
+# What is evaluated unless methods are named: the others take their time.
+USUAL = tuple(m for m in METHODS if m not in ("xspace_tensor", "tv"))
 
 # Grids that the settings are chosen from.
 KACZMARZ_LAMS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -63,6 +64,9 @@ STEPS = (10, 20, 50, 100)
 FACTORS = (1.5, 3.0, 6.0, 12.0)
 TV_STEPS = (100, 200)
 WIDTHS = (0.5, 1.0, 2.0)  # of the default gridding width
+PLAN_WIDTHS = (None, 0.9e-3, 1.2e-3)  # [m]; None: as the path's gaps ask for
+PLAN_RHOS = (1e-3, 3e-3, 1e-2)
+PLAN_STEPS = (20, 50, 100)
 THRESHOLDS = tuple(np.arange(1, 16) / 20)
 CHUNK = 120  # test images at once, rounded up to whole batches
 RANK = 1024  # of the basis where a config has none
@@ -81,6 +85,7 @@ class Problem:
     basis: variational.SpectralBasis
     rows: Array  # [M, P] complex, all frequencies of all channels but DC
     keep: np.ndarray  # [C, K]
+    plans: dict = dataclasses.field(default_factory=dict)  # width [m] -> TensorPlan
 
 
 def problem(config: Config, operator: data.Operator) -> Problem:
@@ -114,6 +119,25 @@ def xspace_solver(p: Problem, width: float | None = None, gain: float = 1.0) -> 
         return jnp.maximum(gain * image, 0)
 
     return solve
+
+
+def xspace_tensor_solver(
+    p: Problem, width: float | None = None, rho: float = 3e-3, iterations: int = 50
+) -> Solver:
+    """x-space with the tensor of the signal and non-negative deconvolution."""
+    plan = xspace.with_rho(_plan(p, width), rho)
+    return lambda u: _images(
+        p, xspace.reconstruct_tensor(plan, u, iterations=iterations)
+    )
+
+
+def _plan(p: Problem, width: float | None) -> xspace.TensorPlan:
+    """The plan for a width, which takes seconds: prepared once for a problem."""
+    if width not in p.plans:
+        p.plans[width] = xspace.tensor_plan(
+            p.operator.scanner, width=width, model=p.config.scanner.model
+        )
+    return p.plans[width]
 
 
 def _spectra(p: Problem, u) -> Array:
@@ -175,6 +199,7 @@ _total_variation = jax.jit(
 
 CLASSICAL: dict[str, Callable[..., Solver]] = {
     "xspace": xspace_solver,
+    "xspace_tensor": xspace_tensor_solver,
     "kaczmarz": kaczmarz_solver,
     "tikhonov": tikhonov_solver,
     "nonnegative": nonnegative_solver,
@@ -194,6 +219,8 @@ def tune(p: Problem, method: str, made: data.Examples) -> tuple[dict[str, Any], 
         return _best(_kaczmarz_candidates(p, u, truth), truth)
     if method == "xspace":
         return _best(_xspace_candidates(p, u, truth), truth)
+    if method == "xspace_tensor":
+        return _best(_xspace_tensor_candidates(p, u, truth), truth)
     if method == "tikhonov":
         grid = [{"lam": lam} for lam in TIKHONOV_LAMS]
     elif method == "tv":
@@ -215,6 +242,22 @@ def _xspace_candidates(p, u, truth):
         # The gain of least squares, and smaller ones: blurred images do better dim.
         for gain in (1.0, fitted, 0.75 * fitted, 0.5 * fitted):
             yield {"width": factor * default, "gain": gain}, gain * image
+
+
+def _xspace_tensor_candidates(p, u, truth):
+    """Every width with the middle settings, then all settings with the best width."""
+    traces = {width: xspace.trace(_plan(p, width), u) for width in PLAN_WIDTHS}
+
+    def run(width, rho, n):
+        plan = xspace.with_rho(_plan(p, width), rho)
+        image = xspace.deconvolve(plan, traces[width], iterations=n)
+        return {"width": width, "rho": rho, "iterations": n}, image
+
+    first = [run(width, PLAN_RHOS[1], PLAN_STEPS[1]) for width in PLAN_WIDTHS]
+    yield from first
+    width = _best(first, truth)[0]["width"]
+    for rho, n in itertools.product(PLAN_RHOS, PLAN_STEPS):
+        yield run(width, rho, n)
 
 
 def _kaczmarz_candidates(p, u, truth):
