@@ -16,7 +16,8 @@ DRAWS = 2000
 LEVEL = 0.95
 _CHUNK = 100  # draws at once: their weights of 18,233 images are 15 MB
 
-Values = Float[np.ndarray, " N"] | Float[np.ndarray, "S N"]
+# An underscore leaves the sizes to the functions: see metrics.
+Values = Float[np.ndarray, " _N"] | Float[np.ndarray, "_S _N"]
 
 
 def means(

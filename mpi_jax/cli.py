@@ -306,8 +306,24 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="M",
         help="some of xspace, xspace_tensor, kaczmarz, tikhonov, nonnegative, tv, "
-        "transgan; default: all but xspace_tensor and tv, which take their time, and "
-        "transgan where the run has weights",
+        "transgan; controls zero, mean, nearest, ridge, xspace_max, kaczmarz_max; default: "
+        "all but xspace_tensor, tv and the controls, and transgan where the run has weights",
+    )
+    made.add_argument(
+        "--runs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="further work folders of the same scanner and test settings, whose networks "
+        "are evaluated beside",
+    )
+    made.add_argument(
+        "--snr",
+        nargs="+",
+        type=float,
+        metavar="DB",
+        help="power SNRs of the test signals [dB], as inf 60 40 30 20; methods are tuned "
+        "for each; default: the config's",
     )
     made.add_argument("--num", type=int, default=600, help="test images")
 
@@ -535,7 +551,12 @@ def _evaluate(options) -> None:
 
     with _Progress() as tell:
         evaluate.run(
-            options.workdir, methods=options.methods, num=options.num, tell=tell
+            options.workdir,
+            methods=options.methods,
+            runs=options.runs,
+            num=options.num,
+            snr=options.snr,
+            tell=tell,
         )
     report.write(options.workdir)
     _print_table(options.workdir)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 
 def moments(
-    signals: Float[np.ndarray, "n M"], images: Float[np.ndarray, "n P"]
+    signals: Float[np.ndarray, "n M"], images: Float[np.ndarray, "_n P"]
 ) -> tuple[Float[np.ndarray, "M M"], Float[np.ndarray, "M P"]]:
     """Y^T Y and Y^T X in float64; the sums of chunks are those of all of them."""
     y, x = np.asarray(signals, np.float64), np.asarray(images, np.float64)
@@ -50,7 +50,7 @@ def ridge(
 def nearest(
     known: Float[Array | np.ndarray, "n M"],
     images: Float[Array | np.ndarray, "n ny nx"],
-    signals: Float[Array | np.ndarray, "B M"],
+    signals: Float[Array | np.ndarray, "B _M"],
 ) -> Float[Array, "B ny nx"]:
     """The image of the nearest known signal, by Euclidean distance."""
     known, signals = jnp.asarray(known), jnp.asarray(signals)

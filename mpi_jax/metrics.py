@@ -139,7 +139,7 @@ def foreground_ssim(
 
 
 def amounts(
-    amount: Float[Array | np.ndarray, " n"], truth: Float[Array | np.ndarray, " n"]
+    amount: Float[Array | np.ndarray, " n"], truth: Float[Array | np.ndarray, " _n"]
 ) -> dict[str, float]:
     """How summed amplitudes follow the true ones over a test set.
 

@@ -52,7 +52,8 @@ def test_seeds_add_their_own_spread():
     one = bootstrap.interval(runs[:1])
     np.testing.assert_allclose(one, 4, atol=1e-12)
     found = bootstrap.paired(runs, runs[1])
-    assert found["low"] == -1 and found["high"] == 1
+    # All three runs the same one: 1 in 27, more than the tail of 2.5 %.
+    np.testing.assert_allclose([found["low"], found["high"]], [-1, 1])
 
 
 def test_infinite_values_and_bad_shapes():

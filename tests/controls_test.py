@@ -39,7 +39,9 @@ def test_nearest_is_the_nearest():
 
 
 def test_max_normalised():
-    image = np.array([[[0.0, 0.5], [-1.0, 0.25]], [[0.0, 0.0], [0.0, -1.0]]], np.float32)
+    image = np.array(
+        [[[0.0, 0.5], [-1.0, 0.25]], [[0.0, 0.0], [0.0, -1.0]]], np.float32
+    )
     got = controls.max_normalised(image)
     np.testing.assert_array_equal(got[0], [[0, 1], [0, 0.5]])
     np.testing.assert_array_equal(got[1], 0)
