@@ -25,6 +25,7 @@ from mpi_jax import configs
 
 METHODS = (
     "xspace",
+    "xspace_tensor",
     "kaczmarz",
     "cgnr",
     "tikhonov",
@@ -227,8 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         "--method",
         required=True,
         metavar="M",
-        help=f"{', '.join(METHODS)}; with --config or --run xspace, kaczmarz, tikhonov, "
-        "nonnegative or transgan, with --system-matrix all but xspace and transgan",
+        help=f"{', '.join(METHODS)}; with --config or --run xspace, xspace_tensor, "
+        "kaczmarz, tikhonov, nonnegative, tv or transgan, with --system-matrix all but "
+        "these x-space ones and transgan",
     )
     made.add_argument(
         "--measurement",
@@ -305,8 +307,25 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         metavar="M",
-        help="some of xspace, kaczmarz, tikhonov, nonnegative, tv, transgan; default: "
-        "all but tv, and transgan where the run has weights",
+        help="some of xspace, xspace_tensor, kaczmarz, tikhonov, nonnegative, tv, "
+        "transgan; controls zero, mean, nearest, ridge, xspace_max, kaczmarz_max; default: "
+        "all but xspace_tensor, tv and the controls, and transgan where the run has weights",
+    )
+    made.add_argument(
+        "--runs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="further work folders of the same scanner and test settings, whose networks "
+        "are evaluated beside",
+    )
+    made.add_argument(
+        "--snr",
+        nargs="+",
+        type=float,
+        metavar="DB",
+        help="power SNRs of the test signals [dB], as inf 60 40 30 20; methods are tuned "
+        "for each; default: the config's",
     )
     made.add_argument("--num", type=int, default=600, help="test images")
 
@@ -324,9 +343,12 @@ _SETTINGS = {
     "lam_tv": "weight of the total variation, relative likewise (tv 1e-6)",
     "l1": "weight of the sparsity, relative to the one that leaves nothing "
     "(elastic_net 0)",
-    "rho": "penalty of the splitting, relative likewise (nonnegative, tv 3e-4)",
+    "rho": "penalty of the splitting, relative likewise (nonnegative, tv 3e-4, "
+    "xspace_tensor 3e-3)",
+    "width": "standard deviation of the gridding Gaussian (xspace), correlation length of "
+    "the signal's tensor (xspace_tensor) [m]; default: from the gaps of the path",
     "iterations": "sweeps (kaczmarz 10) or steps (cgnr 10, nonnegative 20, tv 100, "
-    "elastic_net 200)",
+    "xspace_tensor 50, elastic_net 200)",
 }
 
 
@@ -540,7 +562,12 @@ def _evaluate(options) -> None:
 
     with _Progress() as tell:
         evaluate.run(
-            options.workdir, methods=options.methods, num=options.num, tell=tell
+            options.workdir,
+            methods=options.methods,
+            runs=options.runs,
+            num=options.num,
+            snr=options.snr,
+            tell=tell,
         )
     report.write(options.workdir)
     _print_table(options.workdir)

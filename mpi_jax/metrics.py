@@ -9,6 +9,7 @@
 | nrmse | norm(x^ - x) / norm(x)               | 0    | [0, inf] |
 | psnr  | 10 log10(data_range^2 / mse)  [dB]   | inf  |          |
 | ssim  | Gaussian window 11 x 11, sigma 1.5   | 1    | [-1, 1]  |
+| foreground_ssim | the same, where the truth's mask is | 1 | [-1, 1]  |
 | dice  | 2 |a and b| / (|a| + |b|)            | 1    | [0, 1]   |
 | iou   | |a and b| / |a or b|                 | 1    | [0, 1]   |
 
@@ -107,6 +108,56 @@ def ssim(image: Image, reference: Reference, data_range: float) -> PerImage:
         filter_sigma=SSIM_SIGMA,
     )
     return value.reshape(batch)
+
+
+def foreground_ssim(
+    image: Image, reference: Reference, mask: ReferenceMask, data_range: float
+) -> PerImage:
+    """Mean of the map of `ssim` over the pixels of a mask, the true one.
+
+    Most of a phantom is empty, where a black image is right: this looks at the rest.
+    Where no pixel of the mask lies where the window fits, the mean of the whole map.
+    Raises ValueError as `ssim` does.
+    """
+    whole = ssim(image, reference, data_range)
+    _check_pair(image, mask, names=("image", "mask"))
+    *batch, ny, nx = image.shape
+    found = dm_pix.ssim(
+        jnp.asarray(image).reshape(-1, ny, nx, 1),
+        jnp.asarray(reference).reshape(-1, ny, nx, 1),
+        max_val=data_range,
+        filter_size=SSIM_WINDOW,
+        filter_sigma=SSIM_SIGMA,
+        return_map=True,
+    )
+    edge = SSIM_WINDOW // 2
+    inside = (jnp.asarray(mask) > 0.5)[..., edge : ny - edge, edge : nx - edge]
+    found = found.reshape(inside.shape)
+    count = jnp.sum(inside, axis=(-2, -1))
+    mean = jnp.sum(found * inside, axis=(-2, -1)) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, whole)
+
+
+def amounts(
+    amount: Float[Array | np.ndarray, " n"], truth: Float[Array | np.ndarray, " _n"]
+) -> dict[str, float]:
+    """How summed amplitudes follow the true ones over a test set.
+
+    slope: of the least squares line amount = offset + slope truth; bias: mean error over
+    the mean truth. 1 and 0 are right. NaN where the truth doesn't vary, or is nothing.
+    Raises ValueError if N = 0 or the lengths differ.
+    """
+    amount, truth = _host(amount, "amount"), _host(truth, "truth")
+    if len(amount) != len(truth):
+        raise ValueError(
+            f"truth: expected {len(amount)} values like amount, got {len(truth)}"
+        )
+    spread, mean = np.mean((truth - truth.mean()) ** 2), truth.mean()
+    covariance = np.mean((truth - mean) * (amount - amount.mean()))
+    return {
+        "slope": float(covariance / spread) if spread > 0 else math.nan,
+        "bias": float((amount.mean() - mean) / mean) if mean else math.nan,
+    }
 
 
 def dice(mask: Mask, reference: ReferenceMask) -> PerImage:

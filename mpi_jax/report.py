@@ -2,11 +2,16 @@
 
     config.json, metrics.jsonl                           what was run, how it trained
     evaluation/{info.json, metrics.jsonl, arrays.npz}    numbers and example images
-        ->  report/{table.md, figure2.png, training.png, report.html}
+    evaluation/values.npz                                every number of every image
+        ->  report/{table.md, table.json, figure2.png, figure2.pdf, snr.png,
+                    training.png, report.html}
 
 Reads files and nothing else: no JAX, so a report costs no device and no compilation,
 and a run still under way can be looked at. Whatever is missing is named on the page.
 Lengths are in millimetres on the page and in metres in the files.
+
+`python -m mpi_jax.report README.md results` writes the tables of committed summaries
+(evaluation/summary.json under another name) between their marks in a text.
 """
 
 import base64
@@ -15,23 +20,31 @@ import io
 import json
 import math
 import os
+import re
+import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from mpi_jax import bootstrap
+
 # Table 1 of the dual-task TransGAN paper: method, column printed as RMSE, PSNR, SSIM.
 # By Jensen's inequality no images can have these PSNRs with these numbers as RMSE; read
-# as MSE at peak 1 every row holds.
+# as MSE at peak 1 every row holds. Last: our lines (method, or kind of network) like it.
 PAPER_TABLE = (
-    ("x-space", ".0918", "11.0038", ".6196"),
-    ("System matrix (Kaczmarz)", ".0166", "19.7552", ".9602"),
-    ("CNN", ".0117", "21.4450", ".9784"),
-    ("ResNet", ".0094", "22.2147", ".9821"),
-    ("DCGAN", ".0069", "24.9417", ".9860"),
-    ("Single-task TransGAN", ".0036", "28.5850", ".9929"),
-    ("Dual-task TransGAN", ".0012", "39.3996", ".9976"),
+    ("x-space", ".0918", "11.0038", ".6196", ("xspace_max", "xspace")),
+    (
+        "System matrix (Kaczmarz)",
+        *(".0166", "19.7552", ".9602"),
+        ("kaczmarz_max", "kaczmarz"),
+    ),
+    ("CNN", ".0117", "21.4450", ".9784", ("cnn",)),
+    ("ResNet", ".0094", "22.2147", ".9821", ("resnet",)),
+    ("DCGAN", ".0069", "24.9417", ".9860", ("dcgan",)),
+    ("Single-task TransGAN", ".0036", "28.5850", ".9929", ("single", "matched")),
+    ("Dual-task TransGAN", ".0012", "39.3996", ".9976", ("dual",)),
 )
 # Column, key of evaluation/metrics.jsonl, statistic, sign of better (0: none is best).
 COLUMNS = (
@@ -39,6 +52,7 @@ COLUMNS = (
     ("RMSE", "rmse", "mean", -1),
     ("nRMSE", "nrmse", "mean", -1),
     ("PSNR [dB]", "psnr", "mean", 1),
+    ("95 %", "psnr", "interval", 0),
     ("median", "psnr", "median", 1),
     ("5th pct.", "psnr", "p5", 1),
     ("pooled", "pooled_psnr", None, 1),
@@ -47,7 +61,31 @@ COLUMNS = (
     ("IoU", "iou", "mean", 1),
     ("s/image", "seconds_per_image", None, 0),
 )
-TEXT_COLUMNS = ("Method", "Settings", "Mask")  # flush left, all others flush right
+# The same for what only some evaluations have.
+MORE = (
+    ("Dice, mask", "dice", "mean", 1),
+    ("95 %", "dice", "interval", 0),
+    ("Dice, thresholded", "dice_thresholded", "mean", 1),
+    ("IoU, thresholded", "iou_thresholded", "mean", 1),
+    ("SSIM, foreground", "foreground_ssim", "mean", 1),
+    ("95 %", "foreground_ssim", "interval", 0),
+    ("amount, slope", "amount", "slope", 0),
+    ("amount, bias", "amount", "bias", 0),
+    ("data residual", "residual", "mean", 0),
+)
+README_COLUMNS = tuple(
+    column
+    for column in COLUMNS
+    if column[0] not in ("RMSE", "nRMSE", "5th pct.", "pooled", "IoU")
+)
+TEXT_COLUMNS = (
+    "Method",
+    "Settings",
+    "Mask",
+    "Ours",
+    "Compared",
+    "Found",
+)  # flush left, all others flush right
 TRUTH_COLOUR, MASK_COLOUR = "#35c3ff", "#ff9d2e"  # blue, orange: for colour-blind eyes
 DPI = 160
 
@@ -74,6 +112,8 @@ class Run:
     rows: dict[tuple[str, str], dict]  # (method, family) -> numbers
     info: dict
     arrays: dict[str, np.ndarray]
+    levels: dict[tuple[float, str], dict]  # (SNR [dB], method) -> numbers, all families
+    values: dict[str, np.ndarray]  # main_snr_db, family, SNR/method/metric -> [N], ...
     remarks: list[str]  # missing or unreadable parts, in words
 
 
@@ -90,12 +130,22 @@ def write(workdir: Path) -> Path:
     tables = _tables(run) if run.rows else []
     figures = {}
     if run.arrays:
-        figures["figure2.png"] = _png(_example_figure(run.arrays))
+        figure = _example_figure(run.arrays)
+        figures["figure2.png"] = _file(figure)
+        figures["figure2.pdf"] = _file(figure, "pdf")
+    if len({snr for snr, _ in run.levels}) > 1:
+        figures["snr.png"] = _file(_snr_figure(run))
     if run.training or run.validation:
-        figures["training.png"] = _png(_training_figure(run))
+        figures["training.png"] = _file(_training_figure(run))
     if tables:
         text = "\n\n".join(_markdown(table) for table in tables)
         _replace(folder / "table.md", f"{text}\n".encode())
+        found = {
+            t.title: {"columns": t.columns, "rows": t.rows, "notes": t.notes}
+            for t in tables
+        }
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        _replace(folder / "table.json", f"{text}\n".encode())
     for name, content in figures.items():
         _replace(folder / name, content)
     page = folder / "report.html"
@@ -143,7 +193,7 @@ def save_images(
         if pixel_size_mm is not None:
             _scale_bar(canvas, (x, y, width, height), pixel[0] * image.shape[1])
     _colour_bar(figure, picture, (gap + bar, top, 0.12, height), "")
-    _replace(Path(path), _png(figure))
+    _replace(Path(path), _file(figure))
 
 
 def save_l_curve(
@@ -226,7 +276,18 @@ def _read(workdir: Path) -> Run:
     try:
         training = {line["step"]: line for line in log if "images" in line}
         validation = {line["step"]: line for line in log if "validation_psnr" in line}
-        rows = {(line["method"], line["family"]): line for line in results}
+        info = _read_json(evaluation / "info.json")
+        main = info.get("snr_db")
+        rows = {
+            (line["method"], line["family"]): line
+            for line in results
+            if line.get("snr_db", main) == main
+        }
+        levels = {
+            (float(line["snr_db"]), line["method"]): line
+            for line in results
+            if line["family"] == "all" and line.get("snr_db") is not None
+        }
     except KeyError as missing:
         raise ValueError(
             f"{workdir}: a line of metrics.jsonl lacks {missing}"
@@ -237,8 +298,10 @@ def _read(workdir: Path) -> Run:
         training=[training[step] for step in sorted(training)],
         validation=[validation[step] for step in sorted(validation)],
         rows=rows,
-        info=_read_json(evaluation / "info.json"),
+        info=info,
         arrays=arrays,
+        levels=levels,
+        values=_read_values(evaluation / "values.npz"),
         remarks=remarks,
     )
 
@@ -293,6 +356,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _read_values(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # a cut zip file raises one of many
+        raise ValueError(f"{path}: cannot be read: {error!r}") from None
+
+
 # --- tables --------------------------------------------------------------------------
 
 
@@ -313,6 +386,28 @@ def _tables(run: Run) -> list[Table]:
             _best(main),
         )
     ]
+    if any("residual" in line for _, line in main):
+        tables.append(
+            Table(
+                "Masks, amounts, fidelity",
+                ("Method", *(column[0] for column in MORE)),
+                [
+                    (labels[m], *(_cell(line, key, part) for _, key, part, _ in MORE))
+                    for m, line in main
+                ],
+                (
+                    "Dice and IoU of the mask that the method gives, and of its image "
+                    "above a fraction of its maximum, chosen on validation images. SSIM "
+                    "where the true mask is. Amount: the sum of an image; slope of the "
+                    "line through all images' sums against the true ones, and mean error "
+                    "over the mean: 1 and 0 are right. Data residual: |S x - u| over the "
+                    "norm of the noise; about 1 is right, less fits the noise.",
+                ),
+                _best(main, MORE),
+            )
+        )
+    tables.append(_paper_table(main))
+    tables += _snr_table(run, labels) + _claims(run) + _seeds(run)
     if families:
 
         def row(method):
@@ -338,22 +433,223 @@ def _tables(run: Run) -> list[Table]:
             ],
         )
     )
-    tables.append(
-        Table(
-            "For orientation: Table 1 of the dual-task TransGAN paper",
-            ("Method", "printed as RMSE, read as MSE", "PSNR [dB]", "SSIM"),
-            list(PAPER_TABLE),
-            (
-                "Copied from the paper. Its data, noise and system matrix are not public: "
-                "these numbers belong to other images and are not comparable with ours, "
-                "the SSIM least of all (window and range not stated).",
-                "The paper heads its error column RMSE. Mean PSNR is at least "
-                "20 log10(1 / mean RMSE) for any images of peak 1; every printed row "
-                "breaks that bound, by 10 to 20 dB, and keeps the one for MSE.",
+    return tables
+
+
+def _kind(line: dict) -> str:
+    """What network a line belongs to (dual, matched, cnn, ...), else its method."""
+    return line.get("about", {}).get("kind", line["method"])
+
+
+def _paper_table(main: list[tuple[str, dict]]) -> Table:
+    rows = []
+    for name, *printed, kinds in PAPER_TABLE:
+        ours = [line for _, line in main if _kind(line) in kinds]
+        for line in ours or [{}]:
+            numbers = (
+                _cell(line, key, "mean") for key in ("mse", "rmse", "psnr", "ssim")
+            )
+            rows.append((name, str(line.get("label", "–")), *numbers, *printed))
+    return Table(
+        "Table 1 of the dual-task TransGAN paper, ours beside it",
+        (
+            *("Method", "Ours", "MSE", "RMSE", "PSNR [dB]", "SSIM"),
+            *("printed as RMSE, read as MSE", "printed PSNR [dB]", "printed SSIM"),
+        ),
+        rows,
+        (
+            "The last three columns are copied from the paper. Its data, noise and system "
+            "matrix are not public: these numbers belong to other images and are not "
+            "comparable with ours, the SSIM least of all (window and range not stated).",
+            "The paper heads its error column RMSE. Mean PSNR is at least "
+            "20 log10(1 / mean RMSE) for any images of peak 1; every printed row "
+            "breaks that bound, by 10 to 20 dB, and keeps the one for MSE.",
+        ),
+    )
+
+
+def _snr_table(run: Run, labels: dict[str, str]) -> list[Table]:
+    levels = sorted({snr for snr, _ in run.levels}, reverse=True)
+    if len(levels) < 2:
+        return []
+    rows = [
+        (
+            label,
+            *(
+                f"{_cell(line, 'psnr', 'mean')} {_cell(line, 'psnr', 'interval')}"
+                for line in (run.levels.get((snr, method), {}) for snr in levels)
             ),
         )
+        for method, label in labels.items()
+    ]
+    note = (
+        "Mean ± standard deviation over images, and the 95 % interval of the mean. "
+        "Classical methods, controls' settings and thresholds are tuned for each SNR; "
+        "networks are as they were trained."
     )
-    return tables
+    columns = ("Method", *(_snr_name(snr) for snr in levels))
+    return [Table("PSNR by SNR of the signal [dB]", columns, rows, (note,))]
+
+
+def _snr_name(snr: float) -> str:
+    return f"{snr:g} dB" if math.isfinite(snr) else "noise-free"
+
+
+def _groups(run: Run) -> dict[str, tuple[dict, list[str]]]:
+    """Networks that differ by their seed only: group -> what they are, their methods."""
+    groups: dict[str, tuple[dict, list[str]]] = {}
+    for (method, family), line in run.rows.items():
+        about = line.get("about", {})
+        if family == "all" and "group" in about:
+            label = re.sub(r", (seed|run) \d+$", "", str(line["label"]))
+            groups.setdefault(about["group"], ({**about, "label": label}, []))
+            groups[about["group"]][1].append(method)
+    return groups
+
+
+def _stack(run: Run, methods: list[str], metric: str) -> np.ndarray:
+    """Values [S, N] of runs on the main test signals."""
+    main = f"{float(run.values['main_snr_db']):g}"
+    return np.stack([run.values[f"{main}/{method}/{metric}"] for method in methods])
+
+
+CLAIM = (("PSNR [dB]", "psnr", "psnr"), ("SSIM", "ssim", "ssim"), (
+    "Dice: predicted mask, thresholded image", "dice", "dice_thresholded"))  # fmt: skip
+
+
+def _claims(run: Run) -> list[Table]:
+    """Does the second task help? Paired differences of the runs that are there."""
+    groups = _groups(run) if run.values else {}
+    rows = []
+
+    def compare(words, ones, others, metrics):
+        for name, first, second in metrics:
+            a, b = _stack(run, ones, first), _stack(run, others, second)
+            found = bootstrap.paired(a, b)
+            low, high = found["low"], found["high"]
+            told = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+            difference = f"{found['difference']:+.4f}"
+            cells = (words, name, difference, f"[{low:+.4f}, {high:+.4f}]")
+            rows.append((*cells, f"{len(ones)}, {len(others)}", told))
+
+    for about, ones in groups.values():
+        if about["kind"] != "dual":
+            continue
+        own = about["label"]
+        like = [
+            (other, methods)
+            for other, methods in groups.values()
+            if bool(other["physics"]) == bool(about["physics"]) and methods != ones
+        ]
+        for other, methods in like:
+            same = other["adversarial"] == about["adversarial"]
+            if other["kind"] in ("matched", "single") and same:
+                compare(f"{own} against {other['label']}", ones, methods, CLAIM)
+            if (
+                other["kind"] == "dual"
+                and about["adversarial"] > 0 == other["adversarial"]
+            ):
+                words = f"{own} against the same without adversary"
+                compare(words, ones, methods, (*CLAIM[:2], ("Dice", "dice", "dice")))
+        compare(
+            f"{own}: its mask against its own thresholded image", ones, ones, CLAIM[2:]
+        )
+    if not rows:
+        return []
+    notes = (
+        "The paper's claim is that the two tasks promote each other. Differences of means "
+        "on the same test images, first less second, with 95 % intervals of a paired "
+        "bootstrap over images, and over seeds where a network has several; with one seed "
+        "each, the spread from training to training is not in them. The matched network "
+        "has one task and the parameters and arithmetic of the dual-task one.",
+    )
+    columns = ("Compared", "metric", "difference", "95 %", "seeds", "Found")
+    return [Table("Do the two tasks promote each other?", columns, rows, notes)]
+
+
+def _seeds(run: Run) -> list[Table]:
+    """Networks of several seeds: means with intervals over images and seeds."""
+    rows = []
+    for about, methods in (_groups(run) if run.values else {}).values():
+        if len(methods) > 1:
+            cells = [about["label"], str(len(methods))]
+            for metric in ("psnr", "ssim", "dice"):
+                values = _stack(run, methods, metric)
+                low, high = bootstrap.interval(values)
+                each = values.mean(axis=1, dtype=float)
+                digits = 2 if metric == "psnr" else 4
+                cells.append(
+                    f"{each.mean():.{digits}f} ± {each.std(ddof=1):.{digits}f}"
+                )
+                cells.append(f"[{low:.{digits}f}, {high:.{digits}f}]")
+            rows.append(tuple(cells))
+    if not rows:
+        return []
+    columns = ("Method", "seeds", "PSNR [dB]", "95 %", "SSIM", "95 %", "Dice", "95 %")
+    note = "Mean ± standard deviation over seeds; intervals over images and seeds."
+    return [Table("Several seeds", columns, rows, (note,))]
+
+
+def readme_table(paths: list[Path]) -> str:
+    """Markdown of committed summaries, one table with its conditions for each file."""
+    parts = []
+    for path in map(Path, paths):
+        summary = _read_json(path)
+        if not summary.get("rows"):
+            raise ValueError(f"{path}: expected a summary of mpi-jax evaluate")
+        main = [(line["method"], line) for line in summary["rows"]]
+        grid = " x ".join(str(n) for n in summary["grid"])
+        seen = sorted(
+            {
+                line["about"]["images_seen"]
+                for _, line in main
+                if line.get("about", {}).get("images_seen")
+            }
+        )
+        words = [
+            f"`{summary['config']}` at commit {summary['commit']}, seed {summary['seed']}",
+            f"{summary['num']:,} test images of {grid} pixels",
+            f"{summary['model']} model",
+            f"power SNR {_snr_name(float(summary['snr_db']))}",
+            f"timed on {summary['device']}",
+        ]
+        if seen:
+            counts = " or ".join(f"{n:,}" for n in seen)
+            words.append(
+                f"networks trained on {counts} images ({summary['trained_on']})"
+            )
+        table = Table(
+            "",
+            ("Method", *(column[0] for column in README_COLUMNS)),
+            [
+                (
+                    str(line["label"]),
+                    *(_cell(line, key, part) for _, key, part, _ in README_COLUMNS),
+                )
+                for _, line in main
+            ],
+            best=_best(main, README_COLUMNS),
+        )
+        body = _markdown(table).split("\n\n")[1]
+        note = f"SSIM: {summary['ssim']}; intervals: {summary['intervals']}."
+        parts += ["; ".join(words) + ".", body, note]
+    return "\n\n".join(parts)
+
+
+def fill(text: str, folder: Path) -> str:
+    """The text with the tables between its marks made anew from a folder's summaries:
+
+    <!-- results: small.json small64.json --> ... <!-- end of results -->
+    """
+
+    def table(found):
+        paths = [Path(folder) / name for name in found[1].split()]
+        return f"<!-- results: {found[1]} -->\n\n{readme_table(paths)}\n\n{END}"
+
+    return re.sub(rf"<!-- results: (.*?) -->\n.*?{END}", table, text, flags=re.DOTALL)
+
+
+END = "<!-- end of results -->"
 
 
 def _value(line: dict, key: str, part: str | None) -> float:
@@ -364,9 +660,18 @@ def _value(line: dict, key: str, part: str | None) -> float:
 
 
 def _cell(line: dict, key: str, part: str | None) -> str:
+    if part == "interval":
+        ends = (_value(line, key, "low"), _value(line, key, "high"))
+        digits = 2 if key == "psnr" else 4
+        low, high = (f"{end:.{digits}f}" for end in ends)
+        return "–" if any(map(math.isnan, ends)) else f"[{low}, {high}]"
     value = _value(line, key, part)
     if math.isnan(value):
         return "–"
+    if key == "amount":
+        return f"{value:+.3f}" if part == "bias" else f"{value:.3f}"
+    if key == "residual":
+        return f"{value:.3g}"
     if key in ("psnr", "pooled_psnr"):
         spread = _value(line, key, "sd") if part == "mean" else math.nan
         return f"{value:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
@@ -375,11 +680,13 @@ def _cell(line: dict, key: str, part: str | None) -> str:
     return f"{value:.4f}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
 
 
-def _best(rows: list[tuple[str, dict]]) -> frozenset[tuple[int, int]]:
+def _best(rows: list[tuple[str, dict]], columns=COLUMNS) -> frozenset[tuple[int, int]]:
     best = set()
-    for column, (_, key, part, sign) in enumerate(COLUMNS, start=1):
+    for column, (_, key, part, sign) in enumerate(columns, start=1):
+        if not sign:
+            continue
         values = np.array([_value(line, key, part) for _, line in rows]) * sign
-        if sign and len(values) > 1 and not np.isnan(values).all():
+        if len(values) > 1 and not np.isnan(values).all():
             winners = np.flatnonzero(values == np.nanmax(values))
             best |= {(int(row), column) for row in winners}
     return frozenset(best)
@@ -399,7 +706,8 @@ def _notes(info: dict, rows: list[tuple[str, dict]]) -> tuple[str, ...]:
     return (
         "; ".join([f"{num} test images", *facts]) + ".",
         "Means over test images; PSNR at peak 1: mean ± standard deviation, median and "
-        "5th percentile over images, and pooled, 10 log10(1 / mean MSE).",
+        "5th percentile over images, and pooled, 10 log10(1 / mean MSE). "
+        f"Intervals: {info.get('intervals', 'not recorded')}.",
         f"SSIM: {info.get('ssim', 'settings not recorded')}. Dice and IoU: of the "
         "predicted mask where the method has one, else of the thresholded image (see "
         "Settings). Bold: best of its column.",
@@ -494,7 +802,7 @@ def _aspect(images: np.ndarray, pixel) -> float:
 
 
 def _example_figure(arrays: dict[str, np.ndarray]):
-    """Columns: truth, then methods. Two rows a family: image with masks, and error."""
+    """Truth and methods by family: each image with its masks, and its error."""
     truth, mask = arrays["truth"], arrays["mask"]
     names = [str(family) for family in arrays["family"]]
     examples = [names.index(family) for family in dict.fromkeys(names)]
@@ -506,52 +814,71 @@ def _example_figure(arrays: dict[str, np.ndarray]):
     grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
     heat = {"cmap": "magma", "vmin": 0, "vmax": max(top, 0.1)}
 
-    size, gap, left, head = 1.05, 0.04, 0.32, 0.72
+    # Few methods are columns, errors below the images; many are rows, errors beside.
+    tall = len(methods) > 7
+    size, gap = (0.74 if tall else 1.05), 0.04
+    left, head = (1.4, 0.5) if tall else (0.32, 0.72)
     height = size * _aspect(truth, arrays["pixel_size"])
-    step = 2 * height + gap + 0.12
-    bar = left + (1 + len(methods)) * (size + gap) + 0.06
-    figure, canvas = _canvas(bar + 0.72, head + len(examples) * step)
-    for column, label in enumerate(["Ground truth", *map(str, arrays["labels"])]):
-        x = left + column * (size + gap) + size / 2
-        text = textwrap.fill(label, 15, break_long_words=False)
-        canvas.text(x, head - 0.07, text, ha="center", va="bottom", fontsize=8.5)
+    if tall:
+        across, down = 2 * size + gap + 0.12, height + gap
+        shape = len(examples), 1 + len(methods)
+    else:
+        across, down = size + gap, 2 * height + gap + 0.12
+        shape = 1 + len(methods), len(examples)
+
+    def places(method: int, example: int):
+        """Boxes of an image and its error."""
+        column, row = (example, method) if tall else (method, example)
+        x, y = left + column * across, head + row * down
+        other = (x + size + gap, y) if tall else (x, y + height + gap)
+        return (x, y, size, height), (*other, size, height)
+
+    bar = left + shape[0] * across + 0.06
+    figure, canvas = _canvas(bar + 0.72, head + shape[1] * down)
+    for m, label in enumerate(["Ground truth", *map(str, arrays["labels"])]):
+        (x, y, _, _), _ = places(m, 0)
+        if tall:
+            text = textwrap.fill(label, 20, break_long_words=False)
+            style = {"ha": "right", "va": "center", "fontsize": 8}
+            canvas.text(left - 0.08, y + height / 2, text, **style)
+        else:
+            text = textwrap.fill(label, 15, break_long_words=False)
+            style = {"ha": "center", "va": "bottom", "fontsize": 8.5}
+            canvas.text(x + size / 2, head - 0.07, text, **style)
+    for row, e in enumerate(examples):
+        (x, y, _, _), _ = places(0, row)
+        style = {"ha": "center", "fontsize": 9.5}
+        if tall:
+            canvas.text(x + size + gap / 2, head - 0.07, names[e], va="bottom", **style)
+        else:
+            style |= {"va": "center", "rotation": 90}
+            canvas.text(left / 2, y + height, names[e], **style)
     style = {"fontsize": 8, "va": "top"}
     canvas.text(left, 0.06, "Outlines:", **style)
     canvas.text(left + 0.56, 0.06, "true mask", color="#0077b6", **style)
     canvas.text(left + 1.3, 0.06, "mask of the method", color="#c05a00", **style)
     error_picture = None
     for row, e in enumerate(examples):
-        y = head + row * step
-        below = y + height + gap
-        canvas.text(
-            left / 2,
-            y + height,
-            names[e],
-            rotation=90,
-            ha="center",
-            va="center",
-            fontsize=9.5,
-        )
-        box = (left, y, size, height)
+        box, other = places(0, row)
         picture = _panel(canvas, truth[e], box, **grey)
         _outline(canvas, mask[e], box, TRUTH_COLOUR)
-        _panel(canvas, mask[e], (left, below, size, height), **grey)
-        _write_on(canvas, left + 0.05, below + 0.05, "mask")
-        for column, method in enumerate(methods, start=1):
-            x = left + column * (size + gap)
-            box = (x, y, size, height)
+        _panel(canvas, mask[e], other, **grey)
+        _write_on(canvas, other[0] + 0.05, other[1] + 0.05, "mask")
+        for m, method in enumerate(methods, start=1):
+            box, other = places(m, row)
             _panel(canvas, arrays[f"image_{method}"][e], box, **grey)
             _outline(canvas, mask[e], box, TRUTH_COLOUR)
             _outline(canvas, arrays[f"mask_{method}"][e], box, MASK_COLOUR)
             error = errors[method][e]
-            error_picture = _panel(canvas, error, (x, below, size, height), **heat)
+            error_picture = _panel(canvas, error, other, **heat)
             psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
-            _write_on(canvas, x + 0.05, below + 0.05, f"{psnr:.1f} dB")
+            _write_on(canvas, other[0] + 0.05, other[1] + 0.05, f"{psnr:.1f} dB")
     width_mm = 1e3 * float(arrays["pixel_size"][0]) * truth.shape[-1]
     _scale_bar(canvas, (left, head, size, height), width_mm)
-    _colour_bar(figure, picture, (bar, head + 0.05, 0.13, height - 0.1), "image")
+    long = (2 * height if tall else height) - 0.1
+    _colour_bar(figure, picture, (bar, head + 0.05, 0.13, long), "image")
     if error_picture is not None:
-        place = (bar, head + height + gap + 0.05, 0.13, height - 0.1)
+        place = (bar, head + long + gap + 0.15, 0.13, long)
         _colour_bar(figure, error_picture, place, "|error|", extend="max")
     return figure
 
@@ -601,9 +928,52 @@ def _training_figure(run: Run):
     return figure
 
 
-def _png(figure) -> bytes:
+def _snr_figure(run: Run):
+    """PSNR against the SNR of the signal, with intervals; noise-free at the right."""
+    from matplotlib.figure import Figure
+
+    levels = sorted({snr for snr, _ in run.levels})
+    finite = [snr for snr in levels if math.isfinite(snr)]
+    end = max(finite, default=0.0) + 10
+    at = {snr: snr if math.isfinite(snr) else end for snr in levels}
+    methods = list(dict.fromkeys(method for _, method in run.levels))
+    figure = Figure(figsize=(9, 4.8), dpi=DPI, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for i, method in enumerate(methods):
+        lines = [
+            (at[s], run.levels[s, method]) for s in levels if (s, method) in run.levels
+        ]
+        x = np.array([place for place, _ in lines])
+        mean, low, high = (
+            np.array([_value(line, "psnr", part) for _, line in lines])
+            for part in ("mean", "low", "high")
+        )
+        axes.errorbar(
+            # Side by side: intervals of several methods don't hide each other.
+            x + 0.25 * (i - (len(methods) - 1) / 2),
+            mean,
+            yerr=[mean - low, high - mean],
+            label=str(lines[0][1].get("label", method)),
+            color=f"C{i % 10}",
+            marker="osD^v<>Pp*"[i % 10],
+            markersize=4,
+            linestyle=("-", "--", ":")[i // 10 % 3],
+            linewidth=1.2,
+            capsize=2,
+        )
+    axes.set_xticks([at[s] for s in levels], [_snr_name(s) for s in levels])
+    axes.set_xlabel("power SNR of the signal", fontsize=9)
+    axes.set_ylabel("PSNR [dB]", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def _file(figure, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format=kind, dpi=DPI)
     return buffer.getvalue()
 
 
@@ -667,6 +1037,11 @@ CAPTIONS = {
         "signal. Under each image its absolute error, with its PSNR at peak 1. One "
         "colour scale for all images and one for all errors.",
     ),
+    "snr.png": (
+        "Noise",
+        "Mean PSNR on the same test images against the SNR of their signals, with 95 % "
+        "intervals. Points are set side by side.",
+    ),
     "training.png": (
         "Training",
         "Losses as minimised, before weighting; PSNR on the validation images; speed.",
@@ -699,7 +1074,11 @@ def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
         for key, value in facts + evaluated
     )
     settings = json.dumps(run.config.get("config", {}), indent=2, ensure_ascii=False)
-    images = {name: _html_figure(run, name, data) for name, data in figures.items()}
+    images = {
+        name: _html_figure(run, name, data)
+        for name, data in figures.items()
+        if name in CAPTIONS
+    }
     shown = [_html_table(table) for table in tables]
     return "\n".join(
         [
@@ -712,6 +1091,7 @@ def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
             *shown[:1],
             images.get("figure2.png", ""),
             *shown[1:],
+            images.get("snr.png", ""),
             images.get("training.png", ""),
             f"<details><summary>Configuration</summary><pre>{html.escape(settings)}</pre>"
             "</details>",
@@ -776,6 +1156,8 @@ def _html_figure(run: Run, name: str, content: bytes) -> str:
         labels = ", ".join(str(label) for label in run.arrays["labels"])
         families = ", ".join(dict.fromkeys(str(f) for f in run.arrays["family"]))
         alt = f"Grid of images. Columns: ground truth, {labels}. Rows: {families}."
+    elif name == "snr.png":
+        alt = "Chart: mean PSNR of each method against the SNR of the test signals."
     else:
         alt = "Four charts over training steps: losses, adversary, PSNR, images/s."
     data = base64.b64encode(content).decode()
@@ -789,3 +1171,10 @@ def _html_figure(run: Run, name: str, content: bytes) -> str:
 
 def _plain(value) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m mpi_jax.report README.md results")
+    page, folder = map(Path, sys.argv[1:])
+    _replace(page, fill(page.read_text(encoding="utf-8"), folder).encode())

@@ -161,6 +161,7 @@ def test_simulate_and_reconstruct(trained, command, capsys, tmp_path):
     for method, *source in (
         ("kaczmarz", "--config", "test", "--lam", "1e-3", "--iterations", "5"),
         ("xspace", "--config", "test"),
+        ("xspace_tensor", "--config", "test", "--iterations", "20", "--rho", "1e-3"),
         ("tikhonov", "--system-matrix", signals),
         ("nonnegative", "--run", trained),
         ("transgan", "--run", trained),
@@ -182,6 +183,7 @@ def test_simulate_and_reconstruct(trained, command, capsys, tmp_path):
         assert "mean PSNR against the phantoms" in said
     error = {m: np.mean((v - stored["image"]) ** 2) for m, v in found.items()}
     assert error["kaczmarz"] < error["xspace"] and error["tikhonov"] < error["xspace"]
+    assert 10 * error["xspace_tensor"] < error["xspace"]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ ALLOWED = {
     "mdf": {"scanner"},
     "losses": set(),
     "metrics": set(),
+    "bootstrap": set(),
+    "controls": set(),
     "configs": {"configs"},
     "pipeline": {"configs", "mdf", "reconstruct", "scanner"},
     "checkpoint": set(),
@@ -29,8 +31,9 @@ ALLOWED = {
     "data": BELOW_DATA | {"reconstruct"},
     "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
     "evaluate": BELOW_DATA
-    | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"},
-    "report": set(),
+    | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"}
+    | {"bootstrap", "controls"},
+    "report": {"bootstrap"},
 }
 # Library -> the only modules that may import it.
 RESERVED = {

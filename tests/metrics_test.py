@@ -155,3 +155,36 @@ def test_wrong_input_is_named():
         metrics.summary(np.zeros(0))
     with pytest.raises(ValueError, match="data_range"):
         metrics.pooled_psnr(np.ones(3), 0.0)
+
+
+def test_foreground_ssim():
+    """scikit-image's map, averaged over the mask by hand."""
+    from skimage.metrics import structural_similarity
+
+    rng = np.random.default_rng(5)
+    truth = rng.uniform(size=(3, 20, 24)).astype(np.float32)
+    image = np.clip(truth + 0.2 * rng.standard_normal(truth.shape), 0, 1)
+    image = image.astype(np.float32)
+    mask = rng.uniform(size=truth.shape) > 0.7
+    mask[1] = False
+    mask[1, 0, :] = True  # only where no window fits
+    got = metrics.foreground_ssim(image, truth, mask, 1.0)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for n in range(3):
+        _, full = structural_similarity(
+            image[n].astype(float), truth[n].astype(float), data_range=1.0, full=True,
+            win_size=11, **options,
+        )  # fmt: skip
+        full, inside = full[5:-5, 5:-5], mask[n, 5:-5, 5:-5]
+        expected = full[inside].mean() if n != 1 else full.mean()
+        np.testing.assert_allclose(got[n], expected, atol=2e-5)
+
+
+def test_amounts():
+    truth = np.array([1.0, 2.0, 4.0, 7.0])
+    found = metrics.amounts(0.5 * truth + 2, truth)
+    np.testing.assert_allclose(found["slope"], 0.5)
+    np.testing.assert_allclose(found["bias"], (2 - 0.5 * 3.5) / 3.5)
+    assert np.isnan(metrics.amounts(truth, np.ones(4))["slope"])
+    with pytest.raises(ValueError, match="expected 4 values"):
+        metrics.amounts(truth, truth[1:])

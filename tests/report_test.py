@@ -240,10 +240,11 @@ def test_table_has_the_numbers(run):
             assert float(cells[1]) == pytest.approx(row["rmse"]["mean"], abs=5e-5)
             psnr = row["psnr"]
             assert cells[3] == f"{psnr['mean']:.2f} ± {psnr['sd']:.2f}"
-            assert cells[4:7] == [
+            assert cells[4] == "–"  # no interval in these lines
+            assert cells[5:8] == [
                 f"{x:.2f}" for x in (psnr["median"], psnr["p5"], row["pooled_psnr"])
             ]
-            assert cells[7:] == [
+            assert cells[8:] == [
                 *(f"{row[key]['mean']:.4f}" for key in ("ssim", "dice", "iou")),
                 "0.0042",
             ]
@@ -345,7 +346,7 @@ def test_sparse_and_infinite_numbers(tmp_path):
     )
     report.write(tmp_path)
     row = (tmp_path / "report" / "table.md").read_text().splitlines()[4]
-    assert row == "| oracle | – | – | – | inf | 30.00 | – | – | – | – | – | – |"
+    assert row == "| oracle | – | – | – | inf | – | 30.00 | – | – | – | – | – | – |"
 
 
 def test_cut_lines_and_repeated_steps(tmp_path):
