@@ -24,12 +24,14 @@ ALLOWED = {
     "metrics": set(),
     "configs": {"configs"},
     "pipeline": {"configs", "mdf", "reconstruct", "scanner"},
+    "calibrated": {"configs", "mdf", "pipeline", "scanner"},
     "checkpoint": set(),
     # The classical images that the network is given are part of its input.
-    "data": BELOW_DATA | {"reconstruct"},
+    "data": BELOW_DATA | {"reconstruct", "calibrated"},
     "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
     "evaluate": BELOW_DATA
     | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"},
+    "figure3": {"calibrated", "data", "evaluate", "mdf", "metrics", "open_mpi", "train"},
     "report": set(),
 }
 # Library -> the only modules that may import it.
