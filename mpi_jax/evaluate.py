@@ -88,8 +88,9 @@ def problem(config: Config, operator: data.Operator) -> Problem:
     """The frequency rows and the spectral basis of a run's system matrix."""
     matrix = operator.matrix
     basis = operator.basis
-    keep = system_matrix.frequency_selection(operator.scanner)
-    if operator.keep is not None:
+    if operator.keep is None:
+        keep = system_matrix.frequency_selection(operator.scanner)
+    else:
         keep = np.asarray(operator.keep)
     if basis is None:
         rank = min(RANK, operator.scanner.grid.size, 2 * int(keep.sum()))

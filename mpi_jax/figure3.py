@@ -60,7 +60,10 @@ def run(
     settings = [_at(config, calibration) for config, _, _ in loaded]
     first = settings[0]
     for folder, config in zip(runs, settings, strict=True):
-        same = (config.scanner, config.calibration) == (first.scanner, first.calibration)
+        same = (config.scanner, config.calibration) == (
+            first.scanner,
+            first.calibration,
+        )
         if not same:
             raise ValueError(
                 f"runs: expected one calibration and grid, but {folder} has another than "
@@ -118,7 +121,9 @@ def run(
             image, logit = image
         mask = logit > 0 if level is None else evaluate.threshold(image, level)
         image, mask = np.asarray(image * peak, float), np.asarray(mask)
-        residual = image.reshape(len(u), -1) @ flat.T - np.asarray(u).reshape(len(u), -1)
+        residual = image.reshape(len(u), -1) @ flat.T - np.asarray(u).reshape(
+            len(u), -1
+        )
         residual = np.linalg.norm(residual, axis=1) / np.linalg.norm(u, axis=(1, 2))
         arrays[f"image_{n}"], arrays[f"mask_{n}"] = image * unit, mask
         for k, phantom in enumerate(phantoms):
@@ -129,7 +134,9 @@ def run(
                     "method": name,
                     **found,
                     "residual": float(residual[k]),
-                    "mask": "predicted" if level is None else f"above {level:g} of maximum",
+                    "mask": "predicted"
+                    if level is None
+                    else f"above {level:g} of maximum",
                     "settings": chosen[method],
                 }
             )

@@ -31,7 +31,15 @@ ALLOWED = {
     "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
     "evaluate": BELOW_DATA
     | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"},
-    "figure3": {"calibrated", "data", "evaluate", "mdf", "metrics", "open_mpi", "train"},
+    "figure3": {
+        "calibrated",
+        "data",
+        "evaluate",
+        "mdf",
+        "open_mpi",
+        "train",
+        "configs",
+    },
     "report": set(),
 }
 # Library -> the only modules that may import it.
