@@ -329,6 +329,58 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--num", type=int, default=600, help="test images")
 
+    made = verb(
+        "figure3",
+        _figure3,
+        "The paper's Figure 3: measured Open MPI phantoms by the system matrix and by "
+        "networks trained on one plane of its calibration, beside the drawing of the "
+        "phantoms. Writes figure3.png, figure3.pdf, table.md.",
+    )
+    made.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="work folders of runs of open_mpi configs: one calibration, plane and grid",
+    )
+    made.add_argument(
+        "--measurements",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="MDF measurements, one for each phantom",
+    )
+    made.add_argument(
+        "--phantoms",
+        nargs="+",
+        default=["shape", "resolution"],
+        metavar="NAME",
+        help="which phantom each measurement is of: shape, resolution, concentration",
+    )
+    made.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="the MDF calibration, where it isn't in the place that the runs know",
+    )
+    made.add_argument(
+        "--periods",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "BEHIND"),
+        help="periods of the measurements with the phantom's plane in the calibration's; "
+        "default: those with its offset field",
+    )
+    made.add_argument(
+        "--background",
+        default="mean",
+        help="what the measurements lose: none, or their background frames' mean or "
+        "interpolated",
+    )
+    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder")
+
     made = verb("report", _report, "Tables, figures and report.html of a work folder.")
     workdir(made, required=True)
     return parser
@@ -571,6 +623,25 @@ def _evaluate(options) -> None:
         )
     report.write(options.workdir)
     _print_table(options.workdir)
+
+
+def _figure3(options) -> None:
+    from mpi_jax import figure3, report
+
+    with _Progress() as tell:
+        figure3.run(
+            options.runs,
+            options.measurements,
+            options.phantoms,
+            options.out,
+            calibration=options.calibration,
+            periods=None if options.periods is None else tuple(options.periods),
+            background=options.background,
+            tell=tell,
+        )
+    path = report.write_measured(options.out)
+    print(path.read_text())
+    print(f"{options.out / 'figure3.png'}, {options.out / 'figure3.pdf'}, {path}")
 
 
 def _report(options) -> None:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from mpi_jax import phantoms, physics, scanner, system_matrix
+from mpi_jax import calibrated, phantoms, physics, scanner, system_matrix
 from mpi_jax.configs import Config
 from mpi_jax.reconstruct import variational
 
@@ -38,16 +38,18 @@ class Operator:
     matrix [C, V, P] in the receiver's unit; scale [C, 1]: standard deviation of the
     noise-free training signals of each channel, which the network's signals are divided
     by (one number a channel, never one a signal, so that concentration survives);
-    basis: truncated SVD of the matrix, None without physics features.
+    basis: truncated SVD of the matrix, None without physics features. keep [C, K]: the
+    frequencies that signals and their noise have, None where these are all.
     """
 
-    scanner: scanner.Scanner
+    scanner: scanner.Scanner | scanner.Recorded
     matrix: Float[Array, "C V P"]
     scale: Float[Array, "C 1"]
     basis: variational.SpectralBasis | None
     lams: Float[Array, " L"]
     iterations: int = dataclasses.field(metadata={"static": True})
     refine: int = dataclasses.field(metadata={"static": True})
+    keep: Bool[Array, "C K"] | None = None
 
 
 class Pictures(NamedTuple):
@@ -84,13 +86,20 @@ class Inputs(NamedTuple):
     measured: tuple[Array, Array, Array] | None = None
 
 
-def make_scanner(config: Config) -> scanner.Scanner:
+def make_scanner(config: Config) -> scanner.Scanner | scanner.Recorded:
     """The scanner of a config. ValueError for unknown presets or sizes."""
     settings = config.scanner
+    if settings.preset == calibrated.PRESET:
+        return calibrated.scanner_of(config)
     if settings.preset not in PRESETS:
         raise ValueError(
-            f"scanner.preset: expected one of {', '.join(PRESETS)}; "
+            f"scanner.preset: expected one of {', '.join((*PRESETS, calibrated.PRESET))}; "
             f"got {settings.preset!r}"
+        )
+    if config.calibration.path:
+        raise ValueError(
+            f"calibration.path: expected none with scanner.preset {settings.preset}, "
+            f"got {config.calibration.path!r}"
         )
     physics.check_model(settings.model)
     return PRESETS[settings.preset](settings.pixels)
@@ -98,15 +107,20 @@ def make_scanner(config: Config) -> scanner.Scanner:
 
 def simulator(config: Config) -> Operator:
     """What examples need: the calibration of a config's scanner. Scale 1, no basis."""
-    made = make_scanner(config)
+    made, keep = make_scanner(config), None
+    if isinstance(made, scanner.Recorded):
+        matrix, keep = map(jnp.asarray, calibrated.matrix(config))
+    else:
+        matrix = system_matrix.simulate(made, config.scanner.model)
     return Operator(
         scanner=made,
-        matrix=system_matrix.simulate(made, config.scanner.model),
+        matrix=matrix,
         scale=jnp.ones((made.channels, 1)),
         basis=None,
         lams=jnp.asarray(config.physics.lams, jnp.float32),
         iterations=config.physics.iterations,
         refine=config.physics.refine,
+        keep=keep,
     )
 
 
@@ -167,10 +181,24 @@ def observe(
         # An infinite SNR leaves u as it is; inf - inf must not make a NaN of it.
         span = jnp.where(high == low, 0.0, high - low)
         snr = low + span * jax.random.uniform(level)
-        return physics.add_noise(noise, u, snr)
+        if operator.keep is None:
+            return physics.add_noise(noise, u, snr)
+        return u + physics.noise_level(u, snr) * _band_noise(noise, u, operator.keep)
 
     mask = pictures.mask.astype(jnp.float32)
     return Examples(image, mask, jax.vmap(noisy)(index, u), pictures.family)
+
+
+def _band_noise(key, u, keep):
+    """Noise of unit power like u [C, V] that only has the frequencies keep [C, K]."""
+    samples = u.shape[-1]
+    white = jnp.fft.rfft(jax.random.normal(key, u.shape, u.dtype))
+    # A bin stands for two frequencies, but those without an opposite one.
+    twice = np.full(keep.shape[-1], 2.0)
+    twice[0] = 1
+    twice[samples // 2 :] = 1 if samples % 2 == 0 else 2
+    share = jnp.sum(keep * twice[None]) / u.size
+    return jnp.fft.irfft(jnp.where(keep, white, 0), samples) / jnp.sqrt(share)
 
 
 def inputs(operator: Operator, voltage: Float[Array, "B C V"]) -> Inputs:

@@ -47,6 +47,7 @@ from mpi_jax import (
 from mpi_jax.configs import Config
 from mpi_jax.models import transgan
 from mpi_jax.reconstruct import kaczmarz, variational, xspace
+from mpi_jax.scanner import Scanner
 
 LABELS = {
     "xspace": "x-space",
@@ -111,10 +112,13 @@ def problem(config: Config, operator: data.Operator) -> Problem:
     """The frequency rows and the spectral basis of a run's system matrix."""
     matrix = operator.matrix
     basis = operator.basis
+    if operator.keep is None:
+        keep = system_matrix.frequency_selection(operator.scanner)
+    else:
+        keep = np.asarray(operator.keep)
     if basis is None:
-        rank = min(RANK, operator.scanner.grid.size)
+        rank = min(RANK, operator.scanner.grid.size, 2 * int(keep.sum()))
         basis = variational.spectral_basis(matrix.reshape(-1, matrix.shape[-1]), rank)
-    keep = system_matrix.frequency_selection(operator.scanner)
     scaled = matrix / operator.scale[..., None]
     rows = system_matrix.select_rows(system_matrix.to_frequency(scaled), keep, axis=1)
     return Problem(config, operator, basis, rows, keep)
@@ -132,6 +136,11 @@ def _images(p: Problem, c) -> Images:
 def xspace_solver(p: Problem, width: float | None = None, gain: float = 1.0) -> Solver:
     """x-space image times a gain, negative values set to 0."""
     scanner, model = p.operator.scanner, p.config.scanner.model
+    if not isinstance(scanner, Scanner):
+        raise ValueError(
+            "method xspace: expected a simulated scanner, got a calibration file, which "
+            "doesn't tell how the field-free point moves"
+        )
 
     def solve(u):
         image = xspace.reconstruct(scanner, u, width=width, model=model)
@@ -254,6 +263,7 @@ def tune(p: Problem, method: str, made: data.Examples) -> tuple[dict[str, Any], 
 
 
 def _xspace_candidates(p, u, truth):
+    xspace_solver(p)  # complains where the scanner isn't known
     default = float(xspace.default_width(p.operator.scanner))
     for factor in WIDTHS:
         image = xspace_solver(p, width=factor * default)(u)
@@ -572,6 +582,8 @@ def run(
     trained = (workdir / "weights.safetensors").exists()
     if methods is None:
         methods = [m for m in USUAL if m != "transgan" or trained]
+        if config.calibration.path:  # tells nothing of fields
+            methods.remove("xspace")
     unknown = [m for m in methods if m not in (*METHODS, *CONTROLS)]
     if unknown or not (methods or folders):
         raise ValueError(
@@ -836,7 +848,7 @@ def _write(
         "snr_db": main,
         "noise": "white, power SNR of each signal; data and reconstruction share one "
         "system matrix (an inverse crime: every row is better than on a real scanner)",
-        "model": config.scanner.model,
+        "model": config.calibration.path or config.scanner.model,
         "seed": config.seed,
         "seconds": round(seconds, 1),
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",

@@ -65,7 +65,7 @@ _PLAIN = Preprocessing()
 
 def prepare(
     calibration: mdf.MDF | Sequence[mdf.MDF],
-    measurement: mdf.MDF,
+    measurement: mdf.MDF | None,
     settings: Preprocessing = _PLAIN,
     background: mdf.MDF | None = None,
 ) -> System:
@@ -73,7 +73,8 @@ def prepare(
 
     calibration: several files, of different tracers on one grid, make a system for an
     image of each tracer, of the rows that are selected in all of them. background: the
-    file of settings.background "external". Raises ValueError where the files don't fit
+    file of settings.background "external". measurement None: the rows as any measurement
+    finds them, without weights, and data of no frames. Raises ValueError where the files don't fit
     together (`mdf.compatible`), where an option needs what they lack, and where nothing
     is left.
     """
@@ -87,7 +88,7 @@ def prepare(
     calibrations = list(calibration) if several else [calibration]
     if not calibrations:
         raise ValueError("calibration: expected at least one file, got none")
-    others = [measurement] if background is None else [measurement, background]
+    others = [file for file in (measurement, background) if file is not None]
     for file, other in itertools.product(calibrations, others):
         _check_fit(file, other, settings)
     keep = np.logical_and.reduce([select(file, settings) for file in calibrations])
@@ -106,6 +107,8 @@ def prepare(
     rows, grid = parts[0]
     if several:
         rows = np.concatenate([part for part, _ in parts], axis=1)
+    if measurement is None:
+        return _rows_alone(rows, keep, grid, settings, notes, len(parts) * several)
     del parts
 
     data, scans, level, offsets = _measured(
@@ -154,6 +157,24 @@ def prepare(
         rows, data = iterative.eliminate_background(rows, data, vectors, penalty)
     tracers = len(calibrations) if several else None
     return System(rows, data, weights, keep, grid, tuple(notes), noise, tracers)
+
+
+def _rows_alone(rows, keep, grid, settings, notes, tracers):
+    needing = ("background", "joint_background", "whitening", "row_norm")
+    for name in (*needing, "channel_weights"):
+        if getattr(settings, name) != getattr(_PLAIN, name):
+            raise ValueError(f"{name}: expected a measurement to use it on")
+    scale = np.abs(rows).max()
+    if not (np.isfinite(scale) and scale > 0):
+        raise ValueError(
+            "rows: expected finite numbers, not all of them 0, in the selected rows; got "
+            f"{scale:g} as the largest of the calibration"
+        )
+    dtype = jax.dtypes.canonicalize_dtype(np.complex128)
+    rows, nothing = (rows / scale).astype(dtype), np.zeros((0, len(rows)), dtype)
+    return System(
+        rows, nothing, None, keep, grid, tuple(notes), tracers=tracers or None
+    )
 
 
 def _check_fit(calibration, other, settings):
@@ -277,12 +298,17 @@ def _matrix(calibration, keep, settings, notes):
     """Rows [M, P] in image layout and their grid."""
     order = mdf.voxel_order(calibration)
     if settings.plane is not None:
-        if not 0 <= settings.plane < len(order):
+        slab = settings.slab
+        if not slab <= settings.plane < len(order) - slab:
             raise ValueError(
-                f"plane: expected 0 to {len(order) - 1}, got {settings.plane}"
+                f"plane: expected {slab} to {len(order) - 1 - slab}"
+                f"{f' with slab {slab}' if slab else ''}, got {settings.plane}"
             )
-        order = order[settings.plane]
+        order = order[settings.plane - slab : settings.plane + slab + 1]
     grid = mdf.grid(calibration, settings.plane)
+    if settings.slab:
+        extent = np.array([1, 1, len(order)]) * grid.field_of_view
+        grid = dataclasses.replace(grid, field_of_view=extent)
     if settings.plane is None and len(order) == 1:  # an image
         order, grid = order[0], dataclasses.replace(grid, shape=grid.shape[1:])
     if len(np.unique(_places(calibration))) > 1:
@@ -306,6 +332,8 @@ def _matrix(calibration, keep, settings, notes):
     else:  # as it is where the file says so, an error without background frames
         rows = mdf.correct_background(calibration, rows, voxels=wanted)
     rows = rows.mean(0)[:, np.searchsorted(wanted, voxels)]
+    if settings.plane is not None:
+        rows = rows.reshape(len(rows), len(order), -1).sum(1)
     if settings.shape:
         rows, grid = _regrid(rows, grid, settings)
     if settings.sparse_reduction or settings.sparse_threshold:

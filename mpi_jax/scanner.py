@@ -509,6 +509,24 @@ class Scanner:
         return np.fft.rfftfreq(self.samples, 1 / float(self.drive_field.sampling_rate))
 
 
+@_pytree
+class Recorded:
+    """What a calibration file tells of its scanner: how it sampled which grid.
+
+    Stands for a Scanner where the signals come from a measured system matrix. Tracer,
+    fields and coils are not known. sampling_rate [Hz].
+    """
+
+    grid: Grid
+    channels: int = _static()
+    samples: int = _static()
+    sampling_rate: float = _static()
+
+    def frequencies(self) -> np.ndarray:
+        """Frequency of each rfft bin [K] Hz."""
+        return np.fft.rfftfreq(self.samples, 1 / self.sampling_rate)
+
+
 def _shape(shape, axes: int) -> tuple[int, ...]:
     return (shape,) * axes if isinstance(shape, int) else tuple(shape)
 

@@ -120,6 +120,16 @@ def make_networks(config: Config, operator: data.Operator | None = None) -> Netw
     return Networks(generator, critic, loss)
 
 
+def check_signal(generator: transgan.Generator, scanner: Any) -> None:
+    """ValueError where a generator doesn't take the signals of a scanner."""
+    size = generator.config.input_size
+    if scanner.channels * scanner.samples != size:
+        raise ValueError(
+            f"generator: expected {scanner.channels} x {scanner.samples} inputs like the "
+            f"scanner's signals (channels x samples of a period), got {size}"
+        )
+
+
 def make_optimisers(config: OptimiserConfig, steps: int) -> Optimisers:
     """Adam with warm-up, constant or cosine rate, and gradient clipping.
 
@@ -359,6 +369,7 @@ def run(
         data.make_scanner(config).grid,
         (jax.process_index(), jax.process_count()),
     )
+    check_signal(model.generator, data.make_scanner(config))
     _prepare(workdir, config, resume)
     tell("build", 0, 1, {})
     operator = data.build(config)

@@ -26,13 +26,23 @@ ALLOWED = {
     "controls": set(),
     "configs": {"configs"},
     "pipeline": {"configs", "mdf", "reconstruct", "scanner"},
+    "calibrated": {"configs", "mdf", "pipeline", "scanner"},
     "checkpoint": set(),
     # The classical images that the network is given are part of its input.
-    "data": BELOW_DATA | {"reconstruct"},
+    "data": BELOW_DATA | {"reconstruct", "calibrated"},
     "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
     "evaluate": BELOW_DATA
     | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"}
     | {"bootstrap", "controls"},
+    "figure3": {
+        "calibrated",
+        "data",
+        "evaluate",
+        "mdf",
+        "open_mpi",
+        "train",
+        "configs",
+    },
     "report": {"bootstrap"},
 }
 # Library -> the only modules that may import it.

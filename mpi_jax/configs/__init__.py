@@ -19,6 +19,10 @@ CONFIGS = {
     "small64": "CPU hours: 64 x 64, dual-task, physics features, 40 dB",
     "paper": "128 x 128, 3264 inputs, TG-128 dual-task as the paper describes it",
     "paper_physics": "the same with physics features, at 40 dB",
+    "open_mpi": "32 x 32 on the system matrix of an MDF file (--calibration.path), dual-task",
+    "open_mpi_single": "the same with the reconstruction task alone",
+    "open_mpi64": "the same at 64 x 64, dual-task",
+    "open_mpi64_single": "the same at 64 x 64 with the reconstruction task alone",
 }
 
 
@@ -27,11 +31,40 @@ class ScannerConfig:
     """Which scanner makes the signals."""
 
     preset: str = "paper"
-    """Name of a preset of mpi_jax.scanner: paper, open_mpi_2d."""
+    """Name of a preset of mpi_jax.scanner: paper, open_mpi_2d. Or calibration: a measured
+    system matrix, see CalibrationConfig."""
     pixels: int = 128
     """Image side [pixels]; the field of view is the preset's."""
     model: str = "tensor"
-    """Particle model: tensor (physics) or mpirf (the paper's simulator)."""
+    """Particle model of the presets: tensor (physics) or mpirf (the paper's simulator)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationConfig:
+    """What scanner.preset calibration takes from which file: signals are S c + n with the
+    selected rows of one plane of it, interpolated to the image's grid. Defaults: the
+    plane z = 0 of Open MPI Data's 2D calibration on 37 x 37 x 37 voxels, and the rows of
+    that project's own example.
+    """
+
+    path: str = ""
+    """MDF file of a 3D calibration, with its background frames."""
+    plane: int = 18
+    """z plane, counted from 0."""
+    slab: int = 0
+    """Planes on either side of it that hold the same tracer as the plane itself."""
+    field_of_view: float = 28e-3
+    """Side of the image [m] about the calibration's centre. Open MPI's field-free point
+    covers 24 mm of its 37 mm; 2 mm around these are seen dimly, the rest hardly."""
+    channels: tuple[int, ...] = (0, 1)
+    """Receive channels, counted from 0; the networks take two."""
+    min_frequency: float = 80e3
+    """Lowest frequency in use [Hz]."""
+    snr_threshold: float = 1.5
+    """Lowest signal-to-noise ratio of a row in use."""
+    background: str = "interpolated"
+    """What the rows lose: none, the mean of the background frames, or these
+    interpolated in time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +156,7 @@ class Config:
     """Row of mpi_jax.models.transgan.DISCRIMINATORS."""
     steps: int
     scanner: ScannerConfig = ScannerConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     data: DataConfig = DataConfig()
     physics: PhysicsConfig = PhysicsConfig()
     loss: LossConfig = LossConfig()
@@ -165,6 +199,9 @@ class Preprocessing:
     plane: int | None = None
     """Reconstruct one z plane of a 3D calibration (from 0) as an image. A model error
     where there is tracer outside of it."""
+    slab: int = 0
+    """Planes on either side of `plane` that are taken to hold its tracer too: their
+    columns are added to its own."""
     shape: tuple[int, ...] = ()
     """(nz, ny, nx) or (ny, nx) voxels to interpolate the matrix to; none: the file's."""
     field_of_view: tuple[float, float, float] | None = None
@@ -257,6 +294,8 @@ class Preprocessing:
         expect(fine, "background_penalty", "0 without joint_background")
         expect(self.frame_average >= 1, "frame_average", "a number >= 1")
         expect(self.plane is None or self.plane >= 0, "plane", "None or a number >= 0")
+        fine = self.slab == 0 or (self.slab > 0 and self.plane is not None)
+        expect(fine, "slab", "0, or with a plane a number >= 0")
         expect(all(n >= 0 for n in self.channels), "channels", "numbers >= 0")
         expect(all(n >= 0 for n in self.frames), "frames", "numbers >= 0")
         fine = self.periods is None or 0 <= self.periods[0] < self.periods[1]

@@ -1,0 +1,187 @@
+"""A scanner known by its file: the matrix by another route, a signal of a known image."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from scipy.interpolate import RegularGridInterpolator
+
+from mpi_jax import calibrated, configs, data, mdf, open_mpi, pipeline, train
+from mpi_jax.configs import Preprocessing
+
+SIDE = 9  # voxels of the calibration along each axis, 4 x 4 x 1 mm
+CENTRES = 1e-3 * np.array([(0.0, 0.0, -1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
+
+
+def changed(config, **settings):
+    """The config with other settings of its calibration, and of the scanner's pixels."""
+    pixels = settings.pop("pixels", config.scanner.pixels)
+    return dataclasses.replace(
+        config,
+        scanner=dataclasses.replace(config.scanner, pixels=pixels),
+        calibration=dataclasses.replace(config.calibration, **settings),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small calibration and a measurement in three positions, in Open MPI's layout."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    short = dataclasses.replace(open_mpi.SEQUENCES["open_mpi_2d"], patches=CENTRES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(open_mpi._EXTENTS, SIDE, (36e-3, 36e-3, 9e-3))
+        patch.setitem(open_mpi.SEQUENCES, "open_mpi_2d", short)
+        open_mpi.write_calibration(
+            folder / "calibration.mdf", "open_mpi_2d", voxels=SIDE, supersampling=1
+        )
+        open_mpi.write_measurement(
+            folder / "shape.mdf", "open_mpi_2d", "shape", periods=4
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    path = str(folder / "calibration.mdf")
+    return changed(configs.get("open_mpi"), path=path, plane=4)
+
+
+@pytest.fixture(scope="module")
+def known(folder, config):
+    """A file with the signals of two known images in the plane, and these images."""
+    file = calibrated.read(config)
+    voxels = mdf.voxel_order(file)[4].reshape(-1)
+    rows = mdf.system_matrix(file, np.ones((3, 817), bool), voxels=voxels)[0]
+    rows = rows[:, : SIDE**2] - rows[:, SIDE**2 :].mean(1, keepdims=True)
+    images = np.random.default_rng(1).uniform(0, 1, (2, SIDE**2))
+    u = np.fft.irfft((images @ rows.T).reshape(2, 1, 3, 817), 1632)
+    scanner = open_mpi.sequence_scanner("open_mpi_2d")
+    path = folder / "known.mdf"
+    mdf.write_measurement(path, mdf.header(scanner, frames=2), u.astype(np.float32))
+    return path, images
+
+
+def test_the_matrix_has_the_rows_of_prepare(folder, config):
+    matrix, keep = calibrated.matrix(config)
+    assert matrix.shape == (2, 1632, 32 * 32) and matrix.dtype == np.float32
+    assert keep.shape == (2, 817) and 100 < keep.sum() < keep.size
+    settings = Preprocessing(
+        min_frequency=80e3,
+        channels=(0, 1),
+        snr_threshold=1.5,
+        matrix_background="interpolated",
+        background="mean",
+        plane=4,
+        shape=(32, 32),
+        field_of_view=(28e-3, 28e-3, 1e-3),
+        periods=(4, 8),
+    )
+    shape = mdf.read(folder / "shape.mdf")
+    system = pipeline.prepare(calibrated.read(config), shape, settings)
+    spectra = np.fft.rfft(matrix, axis=1)
+    np.testing.assert_array_equal(keep, system.keep[:2])
+    np.testing.assert_allclose(spectra[keep], system.rows, atol=2e-5)
+    assert np.abs(spectra[~keep]).max() < 2e-5
+    # The measurement's periods without offset are found by themselves.
+    u = calibrated.voltage(config, shape)
+    assert u.shape == (1, 2, 1632)
+    spectra = np.fft.rfft(u)
+    largest = np.abs(system.data).max()
+    np.testing.assert_allclose(spectra[:, keep], system.data, atol=1e-5 * largest)
+    assert np.abs(spectra[:, ~keep]).max() < 1e-5 * largest
+
+
+@pytest.mark.parametrize("slab", [0, 1])
+def test_the_matrix_by_scipy(config, slab):
+    config = changed(config, slab=slab, background="mean", pixels=16)
+    matrix, keep = calibrated.matrix(config)
+    file = calibrated.read(config)
+    rows, start = 0, np.concatenate([keep, np.zeros((1, 817), bool)])
+    for plane in range(4 - slab, 5 + slab):
+        voxels = mdf.voxel_order(file)[plane].reshape(-1)
+        part = mdf.system_matrix(file, start, voxels=voxels)[0]
+        rows = rows + part[:, : SIDE**2] - part[:, SIDE**2 :].mean(1, keepdims=True)
+    centres, new = (np.arange(9) - 4) * 4e-3, (np.arange(16) - 7.5) * 28e-3 / 16
+    image = rows.T.reshape(SIDE, SIDE, -1)[::-1]  # y upwards
+    at = np.stack(np.meshgrid(new[::-1], new, indexing="ij"), -1)
+    expected = RegularGridInterpolator((centres, centres), image)(at).reshape(256, -1).T
+    expected = expected / np.abs(expected).max()
+    found = np.fft.rfft(matrix, axis=1)[keep]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    grid = calibrated.scanner_of(config).grid
+    np.testing.assert_allclose(
+        grid.field_of_view, (28e-3, 28e-3, (1 + 2 * slab) * 1e-3)
+    )
+    np.testing.assert_allclose(grid.centre, 0, atol=1e-9)
+
+
+def test_a_known_image_comes_back(config, known):
+    path, images = known
+    whole = changed(config, field_of_view=36e-3, pixels=SIDE, background="mean")
+    matrix, _ = calibrated.matrix(whole)
+    u = calibrated.voltage(whole, mdf.read(path), background="none")
+    flat = matrix.reshape(-1, SIDE**2).astype(float)
+    for signal, image in zip(u, images, strict=True):
+        found = np.linalg.lstsq(flat, signal.reshape(-1), rcond=None)[0]
+        np.testing.assert_allclose(found, image, atol=2e-2)
+    assert open_mpi.unit(calibrated.read(whole)) == pytest.approx(100 * 4 / 16)
+
+
+def test_noise_has_the_rows_of_the_signal():
+    keep = np.zeros((2, 817), bool)
+    keep[0, 20:400], keep[1, [0, 30, 816]] = True, True
+    u = np.zeros((2, 1632), np.float32)
+    keys = jax.random.split(jax.random.key(0), 40)
+    noise = np.stack([data._band_noise(key, u, keep) for key in keys])
+    spectra = np.fft.rfft(noise)
+    assert np.abs(spectra[:, ~keep]).max() < 1e-3 * np.abs(spectra).max()
+    assert np.mean(noise**2) == pytest.approx(1.0, rel=0.02)
+    power = np.mean(np.abs(spectra) ** 2, axis=0)
+    assert power[0, 20:210].mean() == pytest.approx(power[0, 210:400].mean(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"path": ""}, "calibration.path: expected an MDF calibration, got none"),
+        ({"path": "no.mdf"}, "found none in no.mdf"),
+        ({"field_of_view": 40e-3}, "field_of_view: expected at most 0.036 m"),
+        ({"plane": 18}, "plane: expected 0 to 8, got 18"),
+        ({"slab": 5}, "plane: expected 5 to 3 with slab 5"),
+        ({"channels": (0, 3)}, "channels: expected numbers from 0 to 2"),
+        ({"snr_threshold": 1e9}, "frequency selection leaves no rows"),
+        ({"background": "median"}, "matrix_background: expected"),
+    ],
+)
+def test_settings_that_do_not_fit(config, settings, words):
+    with pytest.raises(ValueError, match=words):
+        calibrated.matrix(changed(config, **settings))
+
+
+def test_files_that_do_not_fit(folder, config):
+    with pytest.raises(ValueError, match="shape.mdf holds a measurement"):
+        data.make_scanner(changed(config, path=str(folder / "shape.mdf")))
+    plain = configs.get("test")
+    with pytest.raises(ValueError, match="calibration.path: expected none with"):
+        data.make_scanner(changed(plain, path="5.mdf"))
+    with pytest.raises(ValueError, match="scanner.preset: expected calibration"):
+        calibrated.read(plain)
+    ratio = mdf.snr(calibrated.read(config))[0, :2, 60:].max(axis=1)
+    with pytest.raises(ValueError, match="channels: expected rows in each, found none"):
+        calibrated.matrix(changed(config, snr_threshold=float(ratio.mean())))
+    # A 3D sequence, or a third channel: longer signals than the networks take.
+    generator = train.make_networks(config).generator
+    made = data.make_scanner(config)
+    train.check_signal(generator, made)
+    for other in ({"samples": 53856}, {"channels": 3}):
+        with pytest.raises(ValueError, match="generator: expected . x [0-9]+ inputs"):
+            train.check_signal(generator, dataclasses.replace(made, **other))
+    with pytest.raises(ValueError, match="background: expected a measurement"):
+        settings = Preprocessing(background="mean")
+        pipeline.prepare(calibrated.read(config), None, settings)
+    with pytest.raises(ValueError, match="slab: expected 0, or with a plane"):
+        Preprocessing(slab=1)
+    moved = mdf.read(folder / "shape.mdf")
+    with pytest.raises(ValueError, match="choose one patch with periods"):
+        calibrated.voltage(config, moved, periods=(0, 8))

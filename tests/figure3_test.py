@@ -1,0 +1,122 @@
+"""Figure 3 from end to end: a run on a calibration file, a measured phantom, a picture."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from calibrated_test import changed, config, folder  # noqa: F401
+
+from mpi_jax import (
+    calibrated,
+    checkpoint,
+    cli,
+    configs,
+    data,
+    evaluate,
+    mdf,
+    open_mpi,
+    pipeline,
+    train,
+)
+from mpi_jax.reconstruct import kaczmarz
+
+
+@pytest.fixture(scope="module")
+def small(config):  # noqa: F811
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=6),
+        physics=dataclasses.replace(config.physics, rank=60, iterations=3, refine=1),
+        validation_images=6,
+    )
+
+
+@pytest.fixture(scope="module")
+def operator(small):
+    return data.build(small)
+
+
+@pytest.fixture(scope="module")
+def runs(small, operator, tmp_path_factory):
+    """Work folders of an untrained dual-task and an untrained single-task network."""
+    inputs = data.inputs(operator, jnp.zeros((1, 2, 1632)))
+    folders = []
+    for name in ("open_mpi", "open_mpi_single"):
+        own = dataclasses.replace(small, generator=configs.get(name).generator)
+        generator = train.make_networks(own).generator
+        params = jax.jit(generator.init)(jax.random.key(0), *inputs)["params"]
+        folders.append(tmp_path_factory.mktemp(name))
+        about = {"config": configs.to_dict(own)}
+        checkpoint.export_weights(folders[-1] / "weights.safetensors", params, about)
+    return folders
+
+
+def test_examples_are_signals_of_the_file(small, operator):
+    matrix, keep = calibrated.matrix(small)
+    made = data.draw(operator, "train", 0, 6, np.inf)
+    u = np.einsum("cvp,np->ncv", matrix, np.asarray(made.image).reshape(6, -1))
+    np.testing.assert_allclose(made.voltage, u, atol=1e-4 * np.abs(u).max())
+    noisy = data.draw(operator, "train", 0, 6, 20.0)
+    noise = np.asarray(noisy.voltage) - np.asarray(made.voltage)
+    snr = 10 * np.log10(np.mean(u**2, (1, 2)) / np.mean(noise**2, (1, 2)))
+    np.testing.assert_allclose(snr, 20.0, atol=0.5)
+    outside = np.abs(np.fft.rfft(noise)[:, ~keep]).max()
+    assert outside < 1e-3 * np.abs(np.fft.rfft(noise)).max()
+
+
+def test_classical_methods_take_the_file(small, operator):
+    p = evaluate.problem(small, operator)
+    assert p.rows.shape == (calibrated.matrix(small)[1].sum(), 32 * 32)
+    with pytest.raises(ValueError, match="method xspace: expected a simulated scanner"):
+        evaluate.xspace_solver(p)
+
+
+def test_figure(small, operator, runs, folder, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "figure"
+    words = ["figure3", "--phantoms", "shape", "--runs", *map(str, runs)]
+    words += ["--measurements", str(folder / "shape.mdf"), "--out", str(out)]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "Dual-task TransGAN + physics" in said and "Single-task" in said
+    assert (out / "figure3.png").read_bytes()[1:4] == b"PNG"
+    assert (out / "figure3.pdf").read_bytes()[:4] == b"%PDF"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    assert len(rows) == 5 and len(said.split("\n| shape")) == 6
+    with np.load(out / "arrays.npz") as stored:
+        arrays = dict(stored)
+    grid = calibrated.scanner_of(small).grid
+    np.testing.assert_allclose(arrays["truth"][0], open_mpi.phantom("shape", grid))
+    # Second route to the first method: the rows and the measured signal themselves.
+    settings = dataclasses.replace(
+        calibrated.preprocessing(small), background="mean", periods=(4, 8)
+    )
+    file = calibrated.read(small)
+    system = pipeline.prepare(file, mdf.read(folder / "shape.mdf"), settings)
+    image = kaczmarz.solve(system.rows, system.data, lam=0.01, iterations=10)
+    expected = np.asarray(image).reshape(32, 32) * open_mpi.unit(file)
+    error = np.abs(arrays["image_0"][0] - expected).max()
+    assert error < 0.02 * expected.max()
+    # The factor is that of least squares.
+    image, truth = arrays["image_0"][0].ravel(), arrays["truth"][0].ravel()
+    factor = np.linalg.lstsq(image[:, None], truth, rcond=None)[0][0]
+    assert rows[0]["factor"] == pytest.approx(factor, rel=1e-5)
+    rest = np.linalg.norm(factor * image - truth) / np.linalg.norm(truth)
+    assert rows[0]["scaled_nrmse"] == pytest.approx(rest, rel=1e-5)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    params, about = checkpoint.load_weights(runs[0] / "weights.safetensors")
+    about["config"] = configs.to_dict(changed(small, slab=1))
+    checkpoint.export_weights(other / "weights.safetensors", params, about)
+    for more, word in (
+        (["--runs", str(tmp_path)], "weights.safetensors"),
+        (["--phantoms", "shape", "resolution"], "one file for each phantom"),
+        (["--runs", str(runs[0]), str(other)], "one calibration and grid"),
+        (["--calibration", "no.mdf"], "found none in no.mdf"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert word in said and said.count("\n") == 1
