@@ -17,6 +17,7 @@ ALLOWED = {
     "phantoms": {"scanner"},
     "system_matrix": {"scanner", "physics"},
     "open_mpi": {"scanner", "physics", "system_matrix", "mdf"},
+    "phantoms_ood": {"scanner", "open_mpi"},
     "reconstruct": {"reconstruct"},
     "models": {"models"},
     "mdf": {"scanner"},
@@ -30,6 +31,8 @@ ALLOWED = {
     "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
     "evaluate": BELOW_DATA
     | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"},
+    "generalise": BELOW_DATA
+    | {"reconstruct", "models", "metrics", "data", "train", "evaluate", "phantoms_ood"},
     "report": set(),
 }
 # Library -> the only modules that may import it.
