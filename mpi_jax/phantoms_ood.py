@@ -245,9 +245,7 @@ def colonise(
     return np.array(nodes), np.array(parents)
 
 
-def murray_radii(
-    parents: Int[np.ndarray, " N"], tip: float
-) -> Float[np.ndarray, " N"]:
+def murray_radii(parents: Int[np.ndarray, " N"], tip: float) -> Float[np.ndarray, " N"]:
     """Radii of a tree by Murray's law, r^3 = sum of the children's r^3; tips have `tip`."""
     cubes = np.zeros(len(parents))
     for node in range(len(parents) - 1, 0, -1):
