@@ -381,6 +381,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder")
 
+    made = verb(
+        "generalise",
+        _generalise,
+        "How far methods fall on other shapes, vessels, noise, scanners and "
+        "concentrations, and what they invent: one table.",
+    )
+    workdir(made, required=True)
+    made.add_argument(
+        "--runs",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="further work folders, on the same scanner, whose networks take part",
+    )
+    made.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="M",
+        help="some of xspace, kaczmarz, tikhonov, nonnegative, tv, transgan; default: "
+        "tikhonov, kaczmarz, nonnegative, and transgan where the run has weights",
+    )
+    made.add_argument("--num", type=int, default=60, help="images a case")
+    made.add_argument(
+        "--suites",
+        nargs="+",
+        metavar="S",
+        help="some of families, shapes, vessels, snr, operator, linearity, "
+        "hallucination; default: all. Finished ones are not measured again",
+    )
+
     made = verb("report", _report, "Tables, figures and report.html of a work folder.")
     workdir(made, required=True)
     return parser
@@ -642,6 +673,21 @@ def _figure3(options) -> None:
     path = report.write_measured(options.out)
     print(path.read_text())
     print(f"{options.out / 'figure3.png'}, {options.out / 'figure3.pdf'}, {path}")
+
+
+def _generalise(options) -> None:
+    from mpi_jax import generalise, report
+
+    with _Progress() as tell:
+        generalise.run(
+            options.workdir,
+            runs=options.runs,
+            methods=options.methods,
+            num=options.num,
+            suites=options.suites,
+            tell=tell,
+        )
+    print(report.write_generalisation(options.workdir).read_text(), end="")
 
 
 def _report(options) -> None:

@@ -311,17 +311,20 @@ def make_batch(operator: data.Operator, made: data.Examples) -> Batch:
     return Batch(data.inputs(operator, made.voltage), made.image, made.mask)
 
 
-@partial(jax.jit, static_argnames="generator")
+@partial(jax.jit, static_argnames=("generator", "largest"))
 def predict(
     generator: transgan.Generator,
     params: Any,
     operator: data.Operator,
     voltage: Float[Array, "B C V"],
+    largest: float = 1.0,
 ) -> transgan.Images:
-    """Reconstruction, refined and clipped to [0, 1], and segmentation logit (or None)."""
+    """Reconstruction, refined and clipped to [0, largest], and segmentation logit (or
+    None).
+    """
     out = generator.apply({"params": params}, *data.inputs(operator, voltage))
     image = data.refine(operator, voltage, out.reconstruction)
-    return out._replace(reconstruction=jnp.clip(image, 0, 1))
+    return out._replace(reconstruction=jnp.clip(image, 0, largest))
 
 
 def validate(config: Config, operator: data.Operator, generator, params) -> dict:

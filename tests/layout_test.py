@@ -17,6 +17,7 @@ ALLOWED = {
     "phantoms": {"scanner"},
     "system_matrix": {"scanner", "physics"},
     "open_mpi": {"scanner", "physics", "system_matrix", "mdf"},
+    "phantoms_ood": {"scanner", "open_mpi"},
     "reconstruct": {"reconstruct"},
     "models": {"models"},
     "mdf": {"scanner"},
@@ -43,6 +44,8 @@ ALLOWED = {
         "train",
         "configs",
     },
+    "generalise": BELOW_DATA
+    | {"reconstruct", "models", "metrics", "data", "train", "evaluate", "phantoms_ood"},
     "report": {"bootstrap"},
 }
 # Library -> the only modules that may import it.

@@ -1,0 +1,226 @@
+"""The generalisation suite: its pure parts in closed form, then a few suites in whole."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpi_jax import generalise, physics, scanner
+
+SMALL = scanner.paper(6)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_coloured_noise_has_its_slope_and_the_power_of_white_noise(x64):
+    u = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2, 512))) + 1.0
+    key = jax.random.key(1)
+    for density in (generalise.pink(512), np.ones(257)):
+        noise = generalise.coloured_noise(key, u, 20.0, density) - u
+        # Power SNR of 20 dB: a hundredth of the signal's, over 65,536 samples.
+        ratio = jnp.mean(noise**2) / jnp.mean(u**2)
+        assert abs(ratio / 0.01 - 1) < 0.03
+    pink = generalise.coloured_noise(key, u, 20.0, generalise.pink(512)) - u
+    power = np.mean(np.abs(np.fft.rfft(pink)) ** 2, axis=(0, 1))[1:-1]
+    slope = np.polyfit(np.log(np.arange(1, 256)), np.log(power), 1)[0]
+    assert abs(slope + 1) < 0.05
+    np.testing.assert_allclose(np.mean(pink, axis=-1), 0, atol=1e-12)
+
+
+def test_a_disturbance_stays_in_its_band():
+    band = generalise.narrow_band(SMALL)
+    bins = np.flatnonzero(band)
+    # Third harmonic of 2.5 MHz / 102 in periods of 1632 samples: bin 3 * 16.
+    np.testing.assert_array_equal(bins, np.arange(43, 54))
+    u = jnp.ones((1, 2, SMALL.samples))
+    noise = generalise.coloured_noise(jax.random.key(0), u, 10.0, band) - u
+    power = np.sum(np.abs(np.fft.rfft(noise)) ** 2, axis=(0, 1))
+    assert power[bins].sum() > 0.999 * power.sum()
+
+
+def test_densities_that_fit_no_signal_are_refused():
+    u = jnp.ones((1, 2, 8))
+    for density in (np.ones(8), np.zeros(5), -np.ones(5)):
+        with pytest.raises(ValueError, match="density: expected 5 numbers"):
+            generalise.coloured_noise(jax.random.key(0), u, 10.0, density)
+
+
+def test_shifted_scanners_change_what_they_say():
+    other = generalise.shifted(SMALL, diameter=1.1, gradient=0.98, phase=1.0)
+    assert other.tracer.core_diameter == pytest.approx(33e-9)
+    gradient = np.diag([-1.96, -1.96, 3.92])
+    np.testing.assert_allclose(other.selection_field.gradient, gradient)
+    # One degree on, x is a sine at sin(1 degree) in its first sample.
+    field = np.asarray(other.drive_field.field()[0])
+    np.testing.assert_allclose(field[0, 0], 12.8e-3 * np.sin(np.pi / 180), rtol=1e-4)
+    same = generalise.shifted(SMALL)
+    u, v = (np.asarray(s.drive_field.field()[0]) for s in (SMALL, same))
+    np.testing.assert_array_equal(u, v)
+
+
+def test_signals_are_those_of_the_same_iron(x64):
+    """A weak field magnetises each particle in proportion to its volume squared; of the
+    same iron there are fewer particles, in proportion to the inverse of the volume.
+    """
+    image = jnp.ones((1, 1, 1))
+    weak = scanner.paper(1, amplitude=1e-7, gradient=1e-5)
+    other = generalise.shifted(weak, diameter=1.1)
+    u = generalise.signals(weak, weak, image, "tensor")
+    v = generalise.signals(weak, other, image, "tensor")
+    np.testing.assert_array_equal(u, physics.voltage(weak, image))
+    np.testing.assert_allclose(jnp.max(v) / jnp.max(u), 1.1**3, rtol=1e-6)
+
+
+def test_a_finer_grid_gives_the_signal_of_the_same_tracer(x64):
+    """Of a constant image: the integral over the field of view, by the midpoint rule,
+    whose error falls by four when the grid is refined by two.
+    """
+    nominal = scanner.paper(8)
+    short = dataclasses.replace(nominal.drive_field, divider=(10, 8, 0))
+    nominal = dataclasses.replace(nominal, drive_field=short)
+
+    def at(factor):
+        grid = nominal.grid.refined(factor)
+        other = dataclasses.replace(nominal, grid=grid)
+        image = jnp.ones((1, *grid.shape))
+        return np.asarray(generalise.signals(nominal, other, image, "tensor"))
+
+    u = [at(factor) for factor in (1, 2, 4, 8)]
+    error = [np.linalg.norm(v - u[-1]) / np.linalg.norm(u[-1]) for v in u[:-1]]
+    assert error[1] < error[0] / 3 and error[2] < error[1] / 3 and error[2] < 0.01
+    si = dataclasses.replace(
+        nominal, receiver=dataclasses.replace(nominal.receiver, scaling="si")
+    )
+    v = generalise.signals(si, si, jnp.ones((1, 8, 8)), "tensor")
+    assert np.corrcoef(np.ravel(v), -np.ravel(u[0]))[0, 1] > 0.999999
+
+
+def test_energy_outside_of_a_subspace_is_that_of_the_svd(x64):
+    rng = np.random.default_rng(2)
+    S = rng.normal(size=(9, 20))
+    _, _, Vh = np.linalg.svd(S)
+    truth, image = rng.normal(size=(2, 3, 4, 5))
+    null = Vh[6:].reshape(-1, 20)  # what the first six vectors leave
+
+    def energy(x):
+        return np.sum((x.reshape(3, 20) @ null.T) ** 2, axis=1)
+
+    V = jnp.asarray(Vh[:6].T)
+    found = generalise.unseen(V, jnp.asarray(image), jnp.asarray(truth))
+    np.testing.assert_allclose(found[0], energy(image) / energy(truth), rtol=1e-10)
+    expected = energy(image - truth) / energy(truth)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-10)
+    # An image inside of the span has none of it, the truth all.
+    inside = jnp.asarray((truth.reshape(3, 20) @ Vh[:6].T @ Vh[:6]).reshape(3, 4, 5))
+    ratio, error = generalise.unseen(V, inside, jnp.asarray(truth))
+    np.testing.assert_allclose(ratio, 0, atol=1e-20)
+    np.testing.assert_allclose(error, 1, rtol=1e-10)
+
+
+def test_superposition_is_exact_for_a_linear_solver_and_not_for_another():
+    # Small whole numbers: float32 sums of them are exact.
+    rng = np.random.default_rng(3)
+    S = rng.integers(-3, 4, (16, 10)).astype(np.float32)
+    u, v = rng.integers(-3, 4, (2, 5, 10)).astype(np.float32)
+
+    def linear(u):
+        return jnp.asarray(u @ S.T).reshape(5, 4, 4)
+
+    error = generalise.superposition(linear(u + v), linear(u), linear(v))
+    np.testing.assert_array_equal(error, 0)
+    one, two = jnp.ones((1, 2, 2)), 2 * jnp.ones((1, 2, 2))
+    # (1 + 2)^2 = 9 against 1 + 4 = 5.
+    error = generalise.superposition((one + two) ** 2, one**2, two**2)
+    np.testing.assert_allclose(error, 4 / 5, rtol=1e-6)
+
+
+def test_bootstrap_interval_is_that_of_the_normal_mean():
+    rng = np.random.default_rng(4)
+    before = rng.normal(30, 5, 400)
+    after = before - 2 + rng.normal(0, 0.5, 400)
+    paired = generalise.bootstrap(before, after, paired=True)
+    assert paired["mean"] == pytest.approx(np.mean(before - after))
+    half = 1.96 * np.std(before - after) / np.sqrt(400)
+    assert (paired["high"] - paired["low"]) / 2 == pytest.approx(half, rel=0.15)
+    # Without pairs both spreads count.
+    apart = generalise.bootstrap(before, after, paired=False)
+    half = 1.96 * np.sqrt((before.var() + after.var()) / 400)
+    assert (apart["high"] - apart["low"]) / 2 == pytest.approx(half, rel=0.15)
+    assert paired["low"] < paired["mean"] < paired["high"]
+
+
+def test_pairs_have_no_pixel_in_common():
+    masks = np.zeros((5, 2, 3), bool)
+    masks[0, 0, 0] = masks[1, 0] = masks[2, 1] = masks[3, 1, 0] = True
+    masks[4] = True
+    assert generalise.disjoint_pairs(masks) == [(0, 2), (1, 3)]
+
+
+def test_suites_of_a_trained_run(trained, command, tmp_path):
+    """Two suites from the command line: files, drops, and a second call that reads."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(
+        trained, folder, ignore=shutil.ignore_patterns("checkpoints", "evaluation")
+    )
+    words = ("generalise", "--workdir", folder, "--num", "16", "--methods")
+    words += ("nonnegative", "transgan", "--suites", "vessels", "linearity")
+    done = command(*words, "hallucination", "families")
+    assert done.returncode == 0, done.stderr
+    assert "linearity" in done.stderr  # progress
+    made = folder / "generalisation"
+    for name in ("table.md", "drops.png", "drops.pdf", "shapes.png"):
+        assert (made / name).stat().st_size > 500, name
+    rows = [json.loads(n) for n in (made / "metrics.jsonl").read_text().splitlines()]
+    found = {(r["case"], r["method"]): r for r in rows}
+    assert {m for _, m in found} == {"zero", "nonnegative", "transgan"}
+    values = np.load(made / "values.npz")
+
+    first = "in distribution; same S (inverse crime)"
+    for method in ("nonnegative", "transgan", "zero"):
+        row, before = found["space colonisation", method], found[first, method]
+        expected = before["psnr"]["mean"] - row["psnr"]["mean"]
+        assert row["drop"]["mean"] == pytest.approx(expected, abs=1e-4)
+        assert row["drop"]["low"] < row["drop"]["mean"] < row["drop"]["high"]
+        assert not row["paired"] and row["num"] == 16
+        key = f"vessels|space colonisation|{method}|psnr"
+        assert np.mean(values[key]) == pytest.approx(row["psnr"]["mean"], rel=1e-5)
+    # Zeros: relative error 1 at every concentration, and the same PSNR.
+    for factor in ("0.05", "2"):
+        row = found[f"concentration x {factor}", "zero"]
+        assert row["nrmse"]["mean"] == pytest.approx(1, rel=1e-5)
+        assert row["drop"]["mean"] == pytest.approx(0, abs=1e-4) and row["paired"]
+    # Non-negative least squares scales with its data, in every iteration.
+    row = found["concentration x 0.05", "nonnegative"]
+    assert row["drop"]["mean"] == pytest.approx(0, abs=0.05)
+    for method in ("nonnegative", "transgan"):
+        assert found["no signal", method]["largest"]["mean"] < 0.5
+        assert found["noise without tracer", method]["rms"]["mean"] < 0.5
+    assert found["no signal", "nonnegative"]["largest"]["mean"] == 0
+    [pairs] = [case for case, _ in found if "pairs of disjoint" in case and _ == "zero"]
+    assert found[pairs, "zero"]["superposition"]["mean"] == 0
+    text = (made / "table.md").read_text()
+    assert text == done.stdout
+    assert "space colonisation" in text and "none of the runs" in text
+
+    # Finished suites are read: the same files, and nothing is built.
+    again = command(*words, "hallucination", "families")
+    assert again.returncode == 0 and "build" not in again.stderr
+    assert (made / "table.md").read_text() == text
+
+    for wrong, said in (
+        (("--suites", "moon"), "suites: expected some of families"),
+        (("--methods", "magic"), "methods: expected some of"),
+        (("--num", "3"), "at least 6"),
+        (("--runs", tmp_path), "no weights yet"),
+    ):
+        done = command("generalise", "--workdir", folder, *wrong)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
