@@ -1,6 +1,9 @@
 """Test setting: eight simulated CPU devices, strict ranks, a place for reference data."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before JAX starts. NPROC: with fewer threads than twice the devices, queued collectives
 # of simulated CPU devices deadlock. The optimisation level keeps compile times short.
@@ -11,6 +14,14 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 ).strip()
 
+# What one test or process compiled the others need not: half of the time is compilation.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mpi_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import fcntl  # noqa: E402
 import pathlib  # noqa: E402
 
 import jax  # noqa: E402
@@ -32,20 +43,12 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
+def command():
     """Run mpi-jax as a user does: another process, one device; returns what came of it."""
     import subprocess
     import sys
 
-    cache = tmp_path_factory.mktemp("compiled")
-    environment = dict(
-        os.environ,
-        JAX_NUM_CPU_DEVICES="1",
-        # Later runs take over what the first one compiled.
-        JAX_COMPILATION_CACHE_DIR=str(cache),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
-    )
+    environment = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
 
     def run(*arguments, background=False, before=None):
         words = [sys.executable, "-m", "mpi_jax", *map(str, arguments)]
@@ -61,8 +64,15 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(command, tmp_path_factory):
-    """Work folder of the config `test`, trained from start to end."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    done = command("train", "--config", "test", "--workdir", folder)
-    assert done.returncode == 0, done.stderr
+    """Work folder of the config `test`, trained from start to end; one for all workers."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    folder = place / "trained" / "run"
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            done = command("train", "--config", "test", "--workdir", folder)
+            assert done.returncode == 0, done.stderr
     return folder
