@@ -1,0 +1,1 @@
+"""Phantoms as a data set: builder.MpiPhantoms."""

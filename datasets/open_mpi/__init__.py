@@ -1,0 +1,1 @@
+"""Open MPI Data as a data set: builder.OpenMpi."""
