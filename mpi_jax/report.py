@@ -507,7 +507,7 @@ def _groups(run: Run) -> dict[str, tuple[dict, list[str]]]:
     for (method, family), line in run.rows.items():
         about = line.get("about", {})
         if family == "all" and "group" in about:
-            label = re.sub(r", (seed|run) \d+$", "", str(line["label"]))
+            label = re.sub(r"(, (seed|run) \d+)+$", "", str(line["label"]))
             groups.setdefault(about["group"], ({**about, "label": label}, []))
             groups[about["group"]][1].append(method)
     return groups

@@ -1,0 +1,227 @@
+"""One evaluation of everything, small: rows whose numbers are known, files, the report."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from mpi_jax import bootstrap, checkpoint, evaluate, phantoms, report
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+METHODS = ("zero", "mean", "nearest", "ridge", "xspace_max", "tikhonov", "transgan")
+
+
+def copy_run(trained, folder, seed):
+    """The run under another seed, with the same weights: what differs must be 0."""
+    folder.mkdir()
+    shutil.copy(trained / "metrics.jsonl", folder)
+    about = json.loads((trained / "config.json").read_text())
+    about["config"]["seed"] = about["seed"] = seed
+    (folder / "config.json").write_text(json.dumps(about))
+    params, metadata = checkpoint.load_weights(trained / "weights.safetensors")
+    metadata["config"]["seed"] = metadata["seed"] = seed
+    checkpoint.export_weights(folder / "weights.safetensors", params, metadata)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, command, tmp_path_factory):
+    """Work folder of a run, evaluated beside another one at two levels of noise."""
+    parent = tmp_path_factory.mktemp("evaluated")
+    folder, other = (copy_run(trained, parent / f"run{n}", n) for n in (0, 1))
+    done = command(
+        "evaluate", "--workdir", folder, "--runs", other, "--num", "18",
+        "--methods", *METHODS, "--snr", "inf", "40",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(n) for n in (folder / "evaluation/metrics.jsonl").open()]
+    with np.load(folder / "evaluation/values.npz") as file:
+        values = {n: file[n] for n in file.files}
+    return folder, lines, values
+
+
+def test_every_line_is_there(evaluated):
+    _, lines, values = evaluated
+    methods = (*METHODS, "run1")
+    found = [(n["snr_db"], n["method"], n["family"]) for n in lines]
+    families = ("all", *phantoms.FAMILIES)
+    assert found == [
+        (s, m, f) for s in (np.inf, 40.0) for m in methods for f in families
+    ]
+    labels = {n["method"]: n["label"] for n in lines}
+    assert labels["transgan"] == "Dual-task TransGAN + physics, seed 0"
+    assert labels["run1"] == "Dual-task TransGAN + physics, seed 1"
+    assert float(values["main_snr_db"]) == 40
+    assert len(values["family"]) == 18
+
+
+def test_rows_whose_numbers_are_known(evaluated):
+    folder, lines, values = evaluated
+    np.testing.assert_allclose(values["40/zero/nrmse"], 1, rtol=1e-6)
+    assert not values["40/zero/amount"].any() and not values["40/zero/dice"].any()
+    # Nothing explained: the signal over its noise, whose powers are 40 dB apart.
+    residual = values["40/zero/residual"]
+    np.testing.assert_allclose(residual, np.sqrt(1e4 + 1), rtol=0.02)
+    assert np.isnan(values["inf/zero/residual"]).all()
+    assert np.ptp(values["40/mean/amount"]) == 0
+    every = {(n["snr_db"], n["method"]): n for n in lines if n["family"] == "all"}
+    mean, ridge = every[40.0, "mean"], every[40.0, "ridge"]
+    np.testing.assert_allclose(mean["amount"]["slope"], 0, atol=1e-6)
+    seen = checkpoint.load_weights(folder / "weights.safetensors")[1]["images"]
+    assert ridge["settings"]["training_images"] == seen
+    assert ridge["psnr"]["mean"] > mean["psnr"]["mean"]
+    best = every[np.inf, "tikhonov"]["psnr"]["mean"]
+    assert best > every[40.0, "tikhonov"]["psnr"]["mean"] > ridge["psnr"]["mean"]
+    assert 0.3 < every[40.0, "tikhonov"]["residual"]["mean"] < 3
+
+
+def test_lines_are_the_stored_values(evaluated):
+    _, lines, values = evaluated
+    for line in lines:
+        own = values["family"] == line["family"]
+        own = own | (line["family"] == "all")
+        key = f"{line['snr_db']:g}/{line['method']}/"
+        found = values[key + "psnr"][own].astype(float)
+        assert line["num"] == own.sum()
+        np.testing.assert_allclose(line["psnr"]["mean"], found.mean(), rtol=1e-5)
+        low, high = bootstrap.interval(found)
+        np.testing.assert_allclose(
+            [line["psnr"]["low"], line["psnr"]["high"]], [low, high], rtol=1e-5
+        )
+        pooled = -10 * np.log10(values[key + "mse"][own].astype(float).mean())
+        np.testing.assert_allclose(line["pooled_psnr"], pooled, rtol=1e-5)
+    # Both masks of a network are kept, and they aren't the same.
+    assert (values["40/run1/dice"] != values["40/run1/dice_thresholded"]).any()
+    np.testing.assert_array_equal(
+        values["40/ridge/dice"], values["40/ridge/dice_thresholded"]
+    )
+    # The same weights under two seeds.
+    np.testing.assert_array_equal(values["40/run1/psnr"], values["40/transgan/psnr"])
+
+
+def test_report_of_it(evaluated):
+    folder, lines, _ = evaluated
+    tables = json.loads((folder / "report/table.json").read_text())
+    paper = tables["Table 1 of the dual-task TransGAN paper, ours beside it"]["rows"]
+    assert [row[1] for row in paper if row[0] == "CNN"] == ["–"]
+    dual = [row for row in paper if row[0] == "Dual-task TransGAN"]
+    assert len(dual) == 2 and dual[0][6:] == [".0012", "39.3996", ".9976"]
+    seeds = tables["Several seeds"]["rows"]
+    assert len(seeds) == 1 and seeds[0][1] == "2" and "± 0.00" in seeds[0][2]
+    claims = tables["Do the two tasks promote each other?"]["rows"]
+    assert len(claims) == 1 and claims[0][4] == "2, 2"
+    assert len(tables["PSNR by SNR of the signal [dB]"]["rows"]) == 8
+    for name in ("figure2.png", "figure2.pdf", "snr.png"):
+        assert (folder / "report" / name).stat().st_size > 10_000
+
+
+def claim_run(tmp_path, adversarial=1.0, gain=0.5):
+    """Files of an evaluation of a dual and a matched network, three seeds each."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(25, 4, 30)
+    values = {"main_snr_db": np.array(40.0), "snr_db": np.array([40.0])}
+    lines = []
+    for k in range(6):
+        kind = "dual" if k < 3 else "matched"
+        psnr = base + (gain if kind == "dual" else 0) + 0.01 * rng.normal(size=30)
+        for name, found in (
+            ("psnr", psnr), ("ssim", psnr / 40), ("dice", psnr / 50),
+            ("dice_thresholded", psnr / 50 + 0.01),
+        ):  # fmt: skip
+            values[f"40/m{k}/{name}"] = found
+        about = {"kind": kind, "group": kind, "physics": 0, "seed": k % 3}
+        about["adversarial"] = 1.0 if kind == "dual" else adversarial
+        label = f"{kind}, seed {k % 3}"
+        lines.append({"method": f"m{k}", "label": label, "about": about,
+                      "family": "all", "snr_db": 40.0})  # fmt: skip
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    np.savez(folder / "values.npz", **values)
+    (folder / "info.json").write_text('{"snr_db": 40.0}')
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_claim_is_reported_as_found(tmp_path):
+    for n, (gain, told) in enumerate([(0.5, "better"), (-0.5, "worse")]):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        (table,) = report._claims(report._read(claim_run(folder, gain=gain)))
+        psnr, _, dice, own = table.rows
+        assert psnr[0] == "dual against matched" and psnr[4:] == ("3, 3", told)
+        assert abs(float(psnr[2]) - gain) < 0.02
+        # Its mask against the other's thresholded image, and against its own.
+        assert abs(float(dice[2]) - (gain / 50 - 0.01)) < 1e-3
+        assert own[5] == "worse" and abs(float(own[2]) + 0.01) < 1e-6
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (table,) = report._claims(report._read(claim_run(folder, adversarial=0.0)))
+    assert len(table.rows) == 1  # not against a network of another adversarial weight
+
+
+def test_readme_table(evaluated, tmp_path):
+    folder, lines, _ = evaluated
+    shutil.copy(folder / "evaluation/summary.json", tmp_path / "one.json")
+    assert (tmp_path / "one.json").stat().st_size < 30_000
+    text = f"a\n<!-- results: one.json -->\nold\n{report.END}\nb\n"
+    filled = report.fill(text, tmp_path)
+    assert filled == report.fill(filled, tmp_path) and "old" not in filled
+    assert filled.startswith("a\n<!-- results") and filled.endswith(
+        f"{report.END}\nb\n"
+    )
+    assert "18 test images of 32 x 32 pixels" in filled and "networks trained on" in filled
+    for line in lines:
+        if line["family"] == "all" and line["snr_db"] == 40:
+            assert f"{line['psnr']['mean']:.2f} ± {line['psnr']['sd']:.2f}" in filled
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a summary"):
+        report.readme_table([tmp_path / "bad.json"])
+
+
+def test_readme_agrees_with_committed_summaries():
+    readme = (ROOT / "README.md").read_text()
+    assert readme == report.fill(readme, ROOT / "results")
+    marks = readme.count("<!-- results:")
+    assert marks == readme.count(report.END)
+    named = [
+        name
+        for line in readme.splitlines()
+        if line.startswith("<!-- results:")
+        for name in line.split()[2:-1]
+    ]
+    assert all((ROOT / "results" / name).is_file() for name in named)
+
+
+def test_bad_input(trained, tmp_path):
+    folder = copy_run(trained, tmp_path / "run", 0)
+    other = copy_run(trained, tmp_path / "other", 1)
+    about = json.loads((other / "config.json").read_text())
+    about["config"]["scanner"]["model"] = "mpirf"
+    about["config"]["data"]["test_snr_db"] = 30.0
+    (other / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="scanner.model.*'mpirf'.*test_snr_db.*30"):
+        evaluate.run(folder, runs=[other], num=6)
+    with pytest.raises(ValueError, match="expected some of.*'magic'"):
+        evaluate.run(folder, methods=["magic"], num=6)
+    with pytest.raises(ValueError, match="snr: expected numbers"):
+        evaluate.run(folder, snr=[float("nan")], num=6)
+    (other / "config.json").write_text((folder / "config.json").read_text())
+    (other / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weights yet"):
+        evaluate.run(folder, runs=[other], num=6)
+
+
+def test_labels_tell_runs_apart():
+    abouts = [
+        {"adversarial": a, "seed": s} for a, s in ((0, 0), (1, 0), (1, 1), (1, 1))
+    ]
+    assert evaluate._distinct(["A"] * 4, abouts) == [
+        "A, adversarial weight 0",
+        "A, adversarial weight 1, seed 0",
+        "A, adversarial weight 1, seed 1, run 1",
+        "A, adversarial weight 1, seed 1, run 2",
+    ]
+    assert evaluate._distinct(["A", "B"], abouts[:2]) == ["A", "B"]
