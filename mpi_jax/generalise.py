@@ -288,13 +288,13 @@ QUANTITIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What all suites work with. clean: noise-free test signals of the first images."""
+    """What all suites work with. The simulator is the operator that makes the data."""
 
     config: Config
-    problem: evaluate.Problem
+    problem: evaluate.Problem | None
     truth: data.Examples  # noise-free, in distribution
     methods: dict[str, Method]
-    V: Array  # [P, k] of the singular values above CUT
+    V: Array | None  # [P, k] of the singular values above CUT
     validation: data.Examples  # noise-free
     simulator: data.Operator
 
@@ -751,10 +751,13 @@ def _context(config, methods, num, folders, tell) -> Context:
 
 
 def _fingerprint(config, methods, num, folders) -> str:
-    """What the values of a suite depend on: settings, weights, this file."""
+    """What the values of a suite depend on: settings, weights, the code of methods and
+    cases (a change further down asks for an empty generalisation/parts).
+    """
     about = [dataclasses.asdict(config), methods, num, list(folders)]
     digest = hashlib.sha256(json.dumps(about).encode())
-    for path in (*(f / "weights.safetensors" for f in folders.values()), __file__):
+    weights = (f / "weights.safetensors" for f in folders.values())
+    for path in (*weights, evaluate.__file__, phantoms_ood.__file__, __file__):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 

@@ -261,7 +261,17 @@ def test_bad_arguments(files, capsys, tmp_path, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "simulate", "reconstruct", "check", "train", "evaluate", "report"]
+    "verb",
+    [
+        "demo",
+        "simulate",
+        "reconstruct",
+        "check",
+        "train",
+        "evaluate",
+        "generalise",
+        "report",
+    ],
 )
 def test_help(capsys, verb):
     assert cli.main([verb, "--help"]) == 0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import generalise, physics, scanner
+from mpi_jax import configs, data, generalise, physics, scanner, system_matrix
 
 SMALL = scanner.paper(6)
 
@@ -161,6 +161,90 @@ def test_pairs_have_no_pixel_in_common():
     masks[0, 0, 0] = masks[1, 0] = masks[2, 1] = masks[3, 1, 0] = True
     masks[4] = True
     assert generalise.disjoint_pairs(masks) == [(0, 2), (1, 3)]
+
+
+def context(methods=(), images=2, pixels=6):
+    """What suites work with, without any network or solver."""
+    config = configs.get("test")
+    settings = dataclasses.replace(config.data, test_snr_db=np.inf)
+    config = dataclasses.replace(config, data=settings)
+    made = scanner.paper(pixels)
+    matrix = system_matrix.simulate(made)
+    simulator = data.Operator(
+        scanner=made,
+        matrix=matrix,
+        scale=jnp.ones((2, 1)),
+        basis=None,
+        lams=jnp.ones(1),
+        iterations=1,
+        refine=0,
+    )
+    rng = np.random.default_rng(6)
+    image = jnp.asarray(rng.uniform(size=(images, pixels, pixels)), jnp.float32)
+    family = jnp.arange(images) % 6
+    u = system_matrix.forward(matrix, image)
+    truth = data.Examples(image, (image > 0.5).astype(jnp.float32), u, family)
+    every = {m.name: m for m in methods}
+    return generalise.Context(config, None, truth, every, None, truth, simulator)
+
+
+def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
+    def network(name, lacks=()):
+        return generalise.Method(name, name, lambda u: (u, None), {}, lacks)
+
+    methods = [network("tv"), network("transgan"), network("transgan b", ("vessels",))]
+    drawn = context(images=12).truth
+    monkeypatch.setattr(generalise, "_test_images", lambda *_: drawn)
+    [case] = generalise._families(context(methods))
+    assert case.against == {"transgan b": "transgan"}
+    assert case.name == "vessels: left out by transgan b"
+    np.testing.assert_array_equal(case.image, drawn.image[np.array([5, 11])])
+    np.testing.assert_allclose(case.voltage, drawn.voltage[np.array([5, 11])])
+    assert list(generalise._families(context(methods[:2]))) == []
+
+    # Its drop is that of the same images by the other run; tv has none.
+    about = {"case": "c", "shows": ["psnr"], "paired": False, "settings": {}}
+    first = about | {"paired": True, "against": None}
+    values = {f"c|{m.name}|psnr": np.arange(4.0) for m in methods}
+    found = {
+        "reference": {**values, "about": json.dumps([first])},
+        "families": {
+            **values,
+            "c|transgan b|psnr": np.arange(4.0) - 3,
+            "about": json.dumps([about | {"against": case.against}]),
+        },
+    }
+    rows = generalise._rows(found, {m.name: m.label for m in methods})
+    drops = {r["method"]: r["drop"] for r in rows if "drop" in r}
+    assert drops == {"transgan b": {"mean": 3.0, "low": 3.0, "high": 3.0}}
+
+
+def test_operators_shift_the_data_and_nothing_else(monkeypatch):
+    here = context()
+    fine = jnp.repeat(jnp.repeat(here.truth.image, 2, 1), 2, 2)
+    monkeypatch.setattr(generalise, "_images", lambda *_: fine)
+    cases = {case.name: case for case in generalise._operator(here)}
+    assert list(cases) == [
+        "same S (inverse crime)",
+        "core diameter -20 %",
+        "core diameter -10 %",
+        "core diameter +10 %",
+        "core diameter +20 %",
+        "gradient -2 %",
+        "gradient +2 %",
+        "drive phase +1 degree",
+        "data of the scalar model",
+        "data on a 2x finer grid",
+    ]
+    u = cases["same S (inverse crime)"].voltage
+    for name, case in cases.items():
+        np.testing.assert_allclose(case.image, here.truth.image, rtol=1e-6)
+        assert case.paired and case.voltage.shape == u.shape
+        change = float(jnp.linalg.norm(case.voltage - u) / jnp.linalg.norm(u))
+        assert (change == 0) == name.startswith("same"), name
+        assert change < 1.5
+    expected = physics.voltage(here.simulator.scanner, here.truth.image, "mpirf")
+    np.testing.assert_array_equal(cases["data of the scalar model"].voltage, expected)
 
 
 def test_suites_of_a_trained_run(trained, command, tmp_path):
