@@ -59,7 +59,8 @@ class Inputs(NamedTuple):
     """What a generator gets: arguments of models.transgan.Generator.
 
     signal [B, C * V]; features [B, ny, nx, L + 1] (Tikhonov images, then the base) and
-    base [B, ny, nx] (the non-negative image), both None without physics features.
+    base [B, ny, nx] (the non-negative image), both None without physics features. With
+    0 iterations there is no base, and L features.
     """
 
     signal: Float[Array, "B M"]
@@ -144,10 +145,12 @@ def inputs(operator: Operator, voltage: Float[Array, "B C V"]) -> Inputs:
     flat = voltage.reshape(len(voltage), -1)
     shape = (len(voltage), *operator.scanner.grid.shape)
     tikhonov = variational.tikhonov(operator.basis, flat, operator.lams)
+    images = jnp.moveaxis(tikhonov.reshape(shape[0], -1, *shape[1:]), 1, -1)
+    if not operator.iterations:
+        return Inputs(signal, images, None)
     base = variational.nonnegative(
         operator.basis, flat, iterations=operator.iterations
     ).reshape(shape)
-    images = jnp.moveaxis(tikhonov.reshape(shape[0], -1, *shape[1:]), 1, -1)
     return Inputs(signal, jnp.concatenate([images, base[..., None]], -1), base)
 
 

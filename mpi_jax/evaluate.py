@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ from mpi_jax import (
     train,
 )
 from mpi_jax.configs import Config
-from mpi_jax.models import transgan
+from mpi_jax.models import baselines, transgan
 from mpi_jax.reconstruct import kaczmarz, variational, xspace
 
 LABELS = {
@@ -264,12 +265,12 @@ def tune_threshold(image: Images, made: data.Examples) -> float:
 # --- The whole table
 
 
-def load_network(folder: Path) -> tuple[Config, transgan.Generator, Any]:
-    """Config, generator and averaged parameters of a run's weights.safetensors."""
-    params, metadata = checkpoint.load_weights(Path(folder) / "weights.safetensors")
+def load_network(folder: Path) -> tuple[Config, nn.Module, Any]:
+    """Config, generator and what train.predict needs of a run's weights.safetensors."""
+    weights, metadata = checkpoint.load_weights(Path(folder) / "weights.safetensors")
     config = configs.from_dict(metadata["config"])
     generator = train.make_networks(config).generator
-    return config, generator, jax.tree.map(jnp.asarray, params)
+    return config, generator, jax.tree.map(jnp.asarray, weights)
 
 
 def run(
@@ -399,8 +400,12 @@ def label(method: str, config: Config) -> str:
     """Name of a method in tables."""
     if method != "transgan":
         return LABELS[method]
+    if config.generator in baselines.GENERATORS:
+        return baselines.GENERATORS[config.generator].label
     single = transgan.GENERATORS[config.generator].tasks == ("recon",)
     name = "Single-task TransGAN" if single else LABELS[method]
+    if config.generator.split("_")[1:3] == ["single", "matched"]:
+        name += ", matched"
     return f"{name} + physics" if config.physics.rank else name
 
 
