@@ -77,7 +77,8 @@ class Inputs(NamedTuple):
 
     signal [B, C * V]; features [B, ny, nx, L + 1] (Tikhonov images, then the base), base
     [B, ny, nx] (the non-negative image) and measured, the signal in the singular basis:
-    coefficients [B, k], s [k], V [P, k]; all None without physics features.
+    coefficients [B, k], s [k], V [P, k]; all None without physics
+    features. With 0 iterations there is no base, and L features.
     """
 
     signal: Float[Array, "B M"]
@@ -209,12 +210,14 @@ def inputs(operator: Operator, voltage: Float[Array, "B C V"]) -> Inputs:
     flat = voltage.reshape(len(voltage), -1)
     shape = (len(voltage), *operator.scanner.grid.shape)
     tikhonov = variational.tikhonov(operator.basis, flat, operator.lams)
-    base = variational.nonnegative(
-        operator.basis, flat, iterations=operator.iterations
-    ).reshape(shape)
     images = jnp.moveaxis(tikhonov.reshape(shape[0], -1, *shape[1:]), 1, -1)
     coefficients = variational.project(operator.basis, flat) / operator.basis.scale
     measured = coefficients, operator.basis.s, operator.basis.V
+    if not operator.iterations:
+        return Inputs(signal, images, None, measured)
+    base = variational.nonnegative(
+        operator.basis, flat, iterations=operator.iterations
+    ).reshape(shape)
     features = jnp.concatenate([images, base[..., None]], -1)
     return Inputs(signal, features, base, measured)
 

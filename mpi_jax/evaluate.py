@@ -27,6 +27,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,6 @@ from mpi_jax import (
     train,
 )
 from mpi_jax.configs import Config
-from mpi_jax.models import transgan
 from mpi_jax.reconstruct import kaczmarz, variational, xspace
 from mpi_jax.scanner import Scanner
 
@@ -461,12 +461,12 @@ CONTROLS = {
 # --- Networks
 
 
-def load_network(folder: Path) -> tuple[Config, transgan.Generator, Any]:
-    """Config, generator and averaged parameters of a run's weights.safetensors."""
-    params, metadata = checkpoint.load_weights(Path(folder) / "weights.safetensors")
+def load_network(folder: Path) -> tuple[Config, nn.Module, Any]:
+    """Config, generator and what train.predict needs of a run's weights.safetensors."""
+    weights, metadata = checkpoint.load_weights(Path(folder) / "weights.safetensors")
     config = configs.from_dict(metadata["config"])
     generator = train.make_networks(config).generator
-    return config, generator, jax.tree.map(jnp.asarray, params)
+    return config, generator, jax.tree.map(jnp.asarray, weights)
 
 
 def label(config: Config, generator: Any) -> str:

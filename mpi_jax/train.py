@@ -4,14 +4,18 @@ Loss of the generator: mae |x^ - x| + bce BCE(z, m) + dice Dice(z, m) + adversar
 weights in the config (the paper's are 20, 5, 5). Generator and discriminator are updated
 in the same step from the same parameters, with one pass of the generator.
 
-A work folder holds config.json (settings, seed, versions), metrics.jsonl, checkpoints/
-and weights.safetensors, the averaged generator of the best checkpoint so far.
+A work folder holds config.json (settings, seed, versions), metrics.jsonl, checkpoints/,
+samples/ (the validation images 0 to 5, one of each family, as reconstructed at every
+validation), tensorboard/ where asked for, and weights.safetensors, the averaged generator
+of the best checkpoint so far.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +38,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import mpi_jax
 from mpi_jax import checkpoint, configs, data, losses, metrics
 from mpi_jax.configs import Config, LossConfig, OptimiserConfig
-from mpi_jax.models import transgan
+from mpi_jax.models import baselines, layers, transgan
 
 # tell(stage, done, total, numbers): how long work makes itself heard.
 Tell = Callable[[str, int, int, dict], None]
@@ -44,10 +49,14 @@ def silent(stage: str, done: int, total: int, numbers: dict) -> None:
 
 
 class Networks(NamedTuple):
-    """What is trained, and against what. discriminator is None without adversary."""
+    """What is trained, and against what. discriminator is None without adversary.
 
-    generator: transgan.Generator
-    discriminator: transgan.Discriminator | None
+    Generators take data.Inputs and return layers.Images, whichever module they are. One
+    with a field axis_name has batch statistics, over the devices of that axis.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module | None
     loss: LossConfig
 
 
@@ -61,10 +70,15 @@ class Batch(NamedTuple):
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes. average: moving average of the generator."""
+    """Everything a step changes.
+
+    average: moving average of the generator; statistics: of its batch statistics, over
+    the same steps. Empty without any, as the discriminator is without an adversary.
+    """
 
     step: Any  # number of steps done
     generator: Any
+    statistics: Any
     discriminator: Any
     average: Any
     generator_optimiser: Any
@@ -93,15 +107,18 @@ def make_networks(config: Config, operator: data.Operator | None = None) -> Netw
             raise ValueError(
                 f"loss.{name}: expected a number >= 0, got {weights[name]}"
             )
-    options = {"dtype": config.dtype, "remat": config.remat}
-    generator = transgan.generator(config.generator, **options)
+    physics = config.physics
+    generator = _network("generator", config)
     wanted = generator.config
-    have = len(config.physics.lams) + 1 if config.physics.rank else 0
-    if (wanted.features, wanted.base) != (have, bool(have)):
+    have, base = 0, bool(physics.rank and physics.iterations)
+    if physics.rank:
+        have = len(physics.lams) + base
+    if (wanted.features, wanted.base) != (have, base):
         raise ValueError(
             f"generator: {config.generator} takes {wanted.features} classical images, "
-            f"but the physics settings make {have} (physics.rank {config.physics.rank}, "
-            f"{len(config.physics.lams)} lams)"
+            f"{'one' if wanted.base else 'none'} of them non-negative, but the physics "
+            f"settings make {have} (physics.rank {physics.rank}, {len(physics.lams)} "
+            f"lams, {physics.iterations} iterations)"
         )
     if wanted.image_size != config.scanner.pixels:
         raise ValueError(
@@ -110,17 +127,22 @@ def make_networks(config: Config, operator: data.Operator | None = None) -> Netw
         )
     if not loss.adversarial:
         return Networks(generator, None, loss)
-    critic = transgan.discriminator(config.discriminator, **options)
+    critic = _network("discriminator", config)
     if critic.config.image_size != config.scanner.pixels:
         raise ValueError(
             f"discriminator: {config.discriminator} takes images of "
             f"{critic.config.image_size} pixels, but scanner.pixels is "
             f"{config.scanner.pixels}"
         )
+    if loss.kind == "wgangp" and _has_statistics(critic):
+        raise ValueError(
+            f"loss.kind: expected bce for {config.discriminator}, whose scores depend on "
+            "the whole batch, got wgangp (its penalty is on the slope of each score)"
+        )
     return Networks(generator, critic, loss)
 
 
-def check_signal(generator: transgan.Generator, scanner: Any) -> None:
+def check_signal(generator: nn.Module, scanner: Any) -> None:
     """ValueError where a generator doesn't take the signals of a scanner."""
     size = generator.config.input_size
     if scanner.channels * scanner.samples != size:
@@ -128,6 +150,31 @@ def check_signal(generator: transgan.Generator, scanner: Any) -> None:
             f"generator: expected {scanner.channels} x {scanner.samples} inputs like the "
             f"scanner's signals (channels x samples of a period), got {size}"
         )
+
+
+def _network(kind: str, config: Config) -> nn.Module:
+    """The module of config.generator or config.discriminator; kind names which."""
+    name = getattr(config, kind)
+    tables = {
+        module: getattr(module, f"{kind.upper()}S") for module in (transgan, baselines)
+    }
+    for module, table in tables.items():
+        if name not in table:
+            continue
+        options = {"dtype": config.dtype}
+        if module is transgan:
+            options["remat"] = config.remat
+        elif config.remat:
+            raise ValueError(
+                f"remat: expected False for {name}, which has no Transformer blocks"
+            )
+        return getattr(module, kind)(name, **options)
+    known = ", ".join(sorted(row for table in tables.values() for row in table))
+    raise ValueError(f"{kind}: expected one of {known}; got {name!r}")
+
+
+def _has_statistics(network: nn.Module) -> bool:
+    return hasattr(network, "axis_name")
 
 
 def make_optimisers(config: OptimiserConfig, steps: int) -> Optimisers:
@@ -176,13 +223,15 @@ def init_state(
 ) -> TrainState:
     """Fresh parameters and optimisers; batch is looked at for its shapes only."""
     for_generator, for_critic = jax.random.split(key)
-    generator = model.generator.init(for_generator, *batch.inputs)["params"]
+    variables = model.generator.init(for_generator, *batch.inputs)
+    generator = variables["params"]
     critic = {}
     if model.discriminator is not None:
         critic = model.discriminator.init(for_critic, batch.image[..., None])["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         generator=generator,
+        statistics=variables.get("batch_stats", {}),
         discriminator=critic,
         # A copy: donated buffers must not be shared.
         average=jax.tree.map(jnp.copy, generator),
@@ -203,16 +252,24 @@ def train_step(
     """One update of both networks on a batch; pure.
 
     key: randomness of this step (the mixtures of WGAN-GP). axis_name: gradients and
-    metrics are averaged over that axis; None: no collectives. Metrics: each loss term
-    unweighted, the weighted sums, gradient norm, and `finite` (1 or 0).
+    metrics are averaged over that axis, batch statistics taken over it; None: no
+    collectives. Metrics: each loss term unweighted, the weighted sums, gradient norm, and
+    `finite` (1 or 0).
     """
     loss = model.loss
 
+    def apply(network, variables, *arguments):
+        if axis_name is not None and _has_statistics(network):
+            network = network.clone(axis_name=axis_name)
+        return network.apply(variables, *arguments, mutable=["batch_stats"])
+
     def critic(params, images):
-        return model.discriminator.apply({"params": params}, images[..., None])
+        # The statistics of a critic are always those of its batch: no need to keep them.
+        return apply(model.discriminator, {"params": params}, images[..., None])[0]
 
     def generator_loss(params):
-        out = model.generator.apply({"params": params}, *batch.inputs)
+        variables = {"params": params, "batch_stats": state.statistics}
+        out, seen = apply(model.generator, variables, *batch.inputs)
         terms = {"mae": losses.mae(out.reconstruction, batch.image)}
         total = loss.mae * terms["mae"]
         if out.segmentation is not None:
@@ -225,7 +282,7 @@ def train_step(
             adversary = losses.generator_wgan if wasserstein else losses.generator_bce
             terms["adversarial"] = adversary(score)
             total += loss.adversarial * terms["adversarial"]
-        return total, (out.reconstruction, terms)
+        return total, (out.reconstruction, seen.get("batch_stats", {}), terms)
 
     def critic_loss(params, made):
         if loss.kind == "wgangp":
@@ -236,12 +293,17 @@ def train_step(
             return losses.discriminator_wgangp(
                 partial(critic, params), batch.image, made, alpha
             )
+        if _has_statistics(model.discriminator):
+            # True and made images in batches of their own, as the DCGAN has them.
+            return losses.discriminator_bce(
+                critic(params, batch.image), critic(params, made)
+            )
         both = critic(params, jnp.concatenate([batch.image, made]))
         return losses.discriminator_bce(*jnp.split(both, 2))
 
-    (total, (made, terms)), slope = jax.value_and_grad(generator_loss, has_aux=True)(
-        state.generator
-    )
+    (total, (made, statistics, terms)), slope = jax.value_and_grad(
+        generator_loss, has_aux=True
+    )(state.generator)
     values, slopes = {"generator_loss": total, **terms}, (slope,)
     if model.discriminator is not None:
         fooled, critic_slope = jax.value_and_grad(critic_loss)(
@@ -268,6 +330,7 @@ def train_step(
     # Early steps count more than a fixed decay would let them.
     decay = jnp.minimum(tx.ema, (1 + state.step) / (10 + state.step))
     average = optax.incremental_update(generator, state.average, 1 - decay)
+    statistics = optax.incremental_update(statistics, state.statistics, 1 - decay)
     norm = optax.tree.norm(slopes)
     values["gradient_norm"] = norm
     total = sum(jnp.sum(v) for v in values.values())
@@ -275,6 +338,7 @@ def train_step(
     state = TrainState(
         state.step + 1,
         generator,
+        statistics,
         discriminator,
         average,
         generator_optimiser,
@@ -311,26 +375,45 @@ def make_batch(operator: data.Operator, made: data.Examples) -> Batch:
     return Batch(data.inputs(operator, made.voltage), made.image, made.mask)
 
 
+def weights(state: TrainState) -> dict[str, Any]:
+    """What `predict` needs of a state, and weights.safetensors holds: the averaged
+    parameters, and under "batch_stats" the averaged statistics where there are any.
+    """
+    if not state.statistics:
+        return state.average
+    return {**state.average, "batch_stats": state.statistics}
+
+
 @partial(jax.jit, static_argnames=("generator", "largest"))
 def predict(
-    generator: transgan.Generator,
-    params: Any,
+    generator: nn.Module,
+    weights: Any,
     operator: data.Operator,
     voltage: Float[Array, "B C V"],
     largest: float = 1.0,
-) -> transgan.Images:
+) -> layers.Images:
     """Reconstruction, refined and clipped to [0, largest], and segmentation logit (or
     None).
+
+    weights: those of `weights` or of a weights file.
     """
-    out = generator.apply({"params": params}, *data.inputs(operator, voltage))
+    params = {k: v for k, v in weights.items() if k != "batch_stats"}
+    variables = {"params": params, "batch_stats": weights.get("batch_stats", {})}
+    out = generator.apply(variables, *data.inputs(operator, voltage))
     image = data.refine(operator, voltage, out.reconstruction)
     return out._replace(reconstruction=jnp.clip(image, 0, largest))
 
 
-def validate(config: Config, operator: data.Operator, generator, params) -> dict:
-    """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images."""
-    size, found = config.data.batch_size, []  # the size that is compiled already
-    for start in range(0, config.validation_images, size):
+def validate(
+    config: Config, operator: data.Operator, generator: nn.Module, weights: Any
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images; samples.
+
+    Samples: truth, true_mask, image, mask [N, ny, nx] and family [N] of the first six
+    validation images (fewer where a batch is smaller), one of each family.
+    """
+    size, found, samples = config.data.batch_size, [], {}
+    for start in range(0, config.validation_images, size):  # a size compiled already
         made = data.draw(
             operator,
             "validation",
@@ -339,17 +422,31 @@ def validate(config: Config, operator: data.Operator, generator, params) -> dict
             config.data.test_snr_db,
             families=config.data.families,
         )
-        out = predict(generator, params, operator, made.voltage)
+        out = predict(generator, weights, operator, made.voltage)
         mask = out.reconstruction > 0.5
         if out.segmentation is not None:
             mask = out.segmentation > 0
         found.append(
             metrics.measure(out.reconstruction, made.image, mask, made.mask, 1.0)
         )
-    return {
+        if not samples:
+            shown = jax.device_get((made, out.reconstruction, mask))
+            made, image, mask = jax.tree.map(lambda a: a[:_SAMPLES], shown)
+            samples = {
+                "truth": made.image,
+                "true_mask": made.mask.astype(np.uint8),
+                "image": image,
+                "mask": mask.astype(np.uint8),
+                "family": made.family,
+            }
+    means = {
         f"validation_{name}": float(np.mean([np.mean(f[name]) for f in found]))
         for name in ("psnr", "ssim", "dice")
     }
+    return means, samples
+
+
+_SAMPLES = 6  # neighbouring phantoms are of different families
 
 
 def run(
@@ -373,6 +470,8 @@ def run(
         (jax.process_index(), jax.process_count()),
     )
     check_signal(model.generator, data.make_scanner(config))
+    if config.tensorboard:
+        _tensorboard()  # to fail before any work where it is missing
     _prepare(workdir, config, resume)
     tell("build", 0, 1, {})
     operator = data.build(config)
@@ -407,7 +506,7 @@ def run(
         pending: collections.deque = collections.deque()
         result, clock, since = {}, time.monotonic(), done
         best = _best_psnr(workdir / "metrics.jsonl")
-        with open(workdir / "metrics.jsonl", "a") as log:
+        with _Log(workdir, config, done) as log:
             while done < config.steps:
                 state, values = compiled(
                     state, pictures(done), (noise, steps_key), everywhere
@@ -421,28 +520,31 @@ def run(
                     now = time.monotonic()
                     images = (done - since) * config.data.batch_size
                     line["images_per_second"] = images / (now - clock)
-                    _write_line(log, done, config, line, now - clock)
+                    log.write(done, line, now - clock)
                     tell("train", done, config.steps, line)
                     clock, since = now, done
                 if save:
-                    params = state.average
-                    result = validate(config, operator, model.generator, params)
-                    _write_line(log, done, config, result, 0.0)
+                    averaged = weights(state)
+                    result, samples = validate(
+                        config, operator, model.generator, averaged
+                    )
+                    log.write(done, result)
+                    _write_samples(workdir, done, samples)
                     tell("validate", done, config.steps, result)
                     psnr = result["validation_psnr"]
                     checkpoint.save(store, done, state, settings, psnr)
                     if psnr > best:
                         best = psnr
-                        _export(workdir, params, done, config, result)
+                        _export(workdir, averaged, done, config, result)
                     clock = time.monotonic()
         checkpoint.finish(store)
     return result
 
 
-def _export(workdir, params, step, config, result) -> None:
+def _export(workdir, weights, step, config, result) -> None:
     about = json.loads((workdir / "config.json").read_text())
     about |= {"step": step, "images": step * config.data.batch_size, **result}
-    checkpoint.export_weights(workdir / "weights.safetensors", params, about)
+    checkpoint.export_weights(workdir / "weights.safetensors", weights, about)
 
 
 def _best_psnr(path: Path) -> float:
@@ -474,12 +576,52 @@ def _drain(pending, workdir) -> dict[str, float]:
     return {name: float(np.mean([v[name] for v in values])) for name in names}
 
 
-def _write_line(log, step, config, numbers, seconds) -> None:
-    line = {"step": step, "images": step * config.data.batch_size}
-    if seconds:
-        line["seconds"] = round(seconds, 3)
-    log.write(json.dumps({**line, **numbers}) + "\n")
-    log.flush()
+class _Log(contextlib.AbstractContextManager):
+    """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars if wanted."""
+
+    def __init__(self, workdir: Path, config: Config, done: int):
+        self.batch_size = config.data.batch_size
+        self.file = open(workdir / "metrics.jsonl", "a")
+        self.board = None
+        if config.tensorboard:
+            # Events of steps that a resumed run repeats are dropped on display.
+            folder = str(workdir / "tensorboard")
+            self.board = _tensorboard().SummaryWriter(folder, purge_step=done + 1)
+
+    def write(self, step: int, numbers: dict, seconds: float = 0.0) -> None:
+        line = {"step": step, "images": step * self.batch_size}
+        if seconds:
+            line["seconds"] = round(seconds, 3)
+        self.file.write(json.dumps({**line, **numbers}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
+
+    def __exit__(self, *_):
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _tensorboard():
+    try:
+        import tensorboardX
+    except ImportError:
+        raise ValueError(
+            "tensorboard: expected tensorboardX to be installed; "
+            "pip install 'mpi_jax[tensorboard]', or leave the option out"
+        ) from None
+    return tensorboardX
+
+
+def _write_samples(workdir: Path, step: int, samples: dict) -> None:
+    """samples/STEP.npz, whole or not at all."""
+    (workdir / "samples").mkdir(exist_ok=True)
+    content = io.BytesIO()
+    np.savez_compressed(content, step=step, **samples)
+    write_atomically(workdir / "samples" / f"{step:08d}.npz", content.getvalue())
 
 
 def _keep_lines(path: Path, step: int) -> None:
@@ -505,7 +647,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 # Settings that may change between a run and its resumption.
-_FREE = ("log_every", "checkpoint_every", "validation_images", "data.folder")
+_FREE = (
+    *("log_every", "checkpoint_every", "validation_images", "tensorboard"),
+    "data.folder",
+)
 
 
 def _prepare(workdir: Path, config: Config, resume: bool) -> None:

@@ -1,4 +1,5 @@
-"""Runs as typed, frozen settings: one module per run, each with a `CONFIG`.
+"""Runs as typed, frozen settings: one module per run with a `CONFIG`, or per table of
+runs with `ROWS` by name.
 
 A run is a name of CONFIGS; every field can be overridden (`mpi-jax train --help`).
 Plain numbers and strings only: a config is JSON beside the weights it made.
@@ -11,18 +12,47 @@ import importlib
 import math
 from typing import Any, Literal
 
-# name -> one line for --help; the settings stand in the module of the same name.
+# The learned methods of the paper's Table 1: rows of every table of runs.
+LEARNED = {
+    "dual": "dual-task TransGAN",
+    "single": "single-task TransGAN",
+    "matched": "single-task with the parameters and arithmetic of dual",
+    "cnn": "CNN",
+    "resnet": "ResNet",
+    "dcgan": "DCGAN",
+    "unet": "U-Net on Tikhonov images",
+    "physics": "dual-task with physics features",
+    "physics_single": "single-task with physics features",
+    "physics_matched": "the same, matched to physics",
+    "no_gan": "physics without adversary",
+    "wgan": "physics with WGAN-GP",
+}
+TABLES = {
+    "paper": "128 x 128, accelerator",
+    "table64": "64 x 64, 40 dB, CPU hours",
+    "table32": "32 x 32, seconds, for tests",
+}
+_TABLE_OF = {  # paper itself is its dual-task row
+    f"{table}_{row}": table
+    for table in TABLES
+    for row in LEARNED
+    if (table, row) != ("paper", "dual")
+}
+# name -> one line for --help; the settings stand in the module of the same name, those
+# of a row in the module of its table.
 CONFIGS = {
     "test": "seconds: 16 images of 32 x 32 a step, a few steps; for tests and CI",
     "small": "CPU minutes: 32 x 32, dual-task, physics features, 40 dB; the demo",
     "small_single": "the same with the reconstruction task alone",
     "small64": "CPU hours: 64 x 64, dual-task, physics features, 40 dB",
     "paper": "128 x 128, 3264 inputs, TG-128 dual-task as the paper describes it",
-    "paper_physics": "the same with physics features, at 40 dB",
     "open_mpi": "32 x 32 on the system matrix of an MDF file (--calibration.path), dual-task",
     "open_mpi_single": "the same with the reconstruction task alone",
     "open_mpi64": "the same at 64 x 64, dual-task",
     "open_mpi64_single": "the same at 64 x 64 with the reconstruction task alone",
+} | {
+    name: f"{TABLES[table]}: {LEARNED[name.removeprefix(f'{table}_')]}"
+    for name, table in _TABLE_OF.items()
 }
 
 
@@ -107,7 +137,8 @@ class PhysicsConfig:
     rho: float = 3e-4
     """Penalty of the non-negative image's splitting, relative likewise."""
     iterations: int = 20
-    """Steps of the non-negative least squares image, which is also the base image."""
+    """Steps of the non-negative least squares image, which is also the base image.
+    0: no such image, Tikhonov images alone."""
     refine: int = 0
     """Steps of the same solver after training, from the network's image: they repair
     what contradicts the measurement. 0: the network's image as it is."""
@@ -151,9 +182,9 @@ class Config:
 
     name: str
     generator: str
-    """Row of mpi_jax.models.transgan.GENERATORS."""
+    """Row of GENERATORS of mpi_jax.models.transgan or .baselines."""
     discriminator: str
-    """Row of mpi_jax.models.transgan.DISCRIMINATORS."""
+    """Row of DISCRIMINATORS, likewise."""
     steps: int
     scanner: ScannerConfig = ScannerConfig()
     calibration: CalibrationConfig = CalibrationConfig()
@@ -172,6 +203,8 @@ class Config:
     checkpoint_every: int = 500
     """Steps between validation and checkpoint."""
     validation_images: int = 120
+    tensorboard: bool = False
+    """Write the numbers of metrics.jsonl as TensorBoard scalars, too (tensorboardX)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +356,8 @@ def get(name: str) -> Config:
     """The config of a name of CONFIGS; ValueError for any other."""
     if name not in CONFIGS:
         raise ValueError(f"config: expected one of {', '.join(CONFIGS)}; got {name!r}")
+    if name in _TABLE_OF:
+        return importlib.import_module(f"{__name__}.{_TABLE_OF[name]}").ROWS[name]
     return importlib.import_module(f"{__name__}.{name}").CONFIG
 
 

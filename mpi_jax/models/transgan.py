@@ -502,7 +502,7 @@ _physics = replace(_dual, features=5, base=True, local_channels=32, local_blocks
 # |                  | dual: parameters, GMAC | matched             |
 # |------------------|------------------------|---------------------|
 # | tg128            | 16,222,342  5.69       | 16,218,655  5.69    |
-# | tg128 physics    | 16,293,079  6.38       | 16,296,668  6.36    |
+# | tg128 physics    | 16,293,079  6.38       | 16,292,808  6.35    |
 # | tiny64           | 4,377,214   .265       | 4,378,623   .265    |
 # | demo64 (physics) | 287,639     .143       | 286,963     .144    |
 GENERATORS: dict[str, GeneratorConfig] = {
@@ -517,7 +517,7 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "tg128_dual_physics": _physics,
     "tg128_single_physics": replace(_physics, tasks=("recon",)),
     "tg128_single_matched_physics": replace(
-        _physics, tasks=("recon",), depths=(5, 4, 8, 8, 8), stem_hidden=1079
+        _physics, tasks=("recon",), depths=(5, 4, 8, 8, 8), stem_hidden=1059
     ),
     "budget128_dual": _budget,
     "budget128_single": replace(_budget, tasks=("recon",)),
@@ -539,7 +539,9 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "demo32_dual": _demo32,
     "demo32_single": replace(_demo32, tasks=("recon",)),
     # Nothing is deep here: a wider last stage.
-    "demo32_single_matched": replace(_demo32, tasks=("recon",), channels=(64, 32, 30)),
+    "demo32_single_matched": replace(
+        _demo32, tasks=("recon",), channels=(64, 32, 31), heads=(4, 4, 1)
+    ),
     "demo64_dual": _demo64,
     "demo64_single": replace(_demo64, tasks=("recon",)),
     "unrolled64_dual": _unrolled64,
