@@ -29,7 +29,7 @@ LEARNED = {
 }
 TABLES = {
     "paper": "128 x 128, accelerator",
-    "table64": "64 x 64, 40 dB, CPU hours",
+    "table64": "64 x 64, 40 dB, half a CPU hour each",
     "table32": "32 x 32, seconds, for tests",
 }
 _TABLE_OF = {  # paper itself is its dual-task row
@@ -44,7 +44,7 @@ CONFIGS = {
     "test": "seconds: 16 images of 32 x 32 a step, a few steps; for tests and CI",
     "small": "CPU minutes: 32 x 32, dual-task, physics features, 40 dB; the demo",
     "small_single": "the same with the reconstruction task alone",
-    "small64": "CPU hours: 64 x 64, dual-task, physics features, 40 dB",
+    "small64": "CPU hours: 64 x 64, dual-task, physics features, 30 to 60 dB",
     "paper": "128 x 128, 3264 inputs, TG-128 dual-task as the paper describes it",
     "open_mpi": "32 x 32 on the system matrix of an MDF file (--calibration.path), dual-task",
     "open_mpi_single": "the same with the reconstruction task alone",

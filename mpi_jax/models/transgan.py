@@ -505,6 +505,7 @@ _physics = replace(_dual, features=5, base=True, local_channels=32, local_blocks
 # | tg128 physics    | 16,293,079  6.38       | 16,292,808  6.35    |
 # | tiny64           | 4,377,214   .265       | 4,378,623   .265    |
 # | demo64 (physics) | 287,639     .143       | 286,963     .144    |
+# | unrolled64       | 347,107     .404       | 350,382     .403    |
 GENERATORS: dict[str, GeneratorConfig] = {
     "tg128_dual": _dual,
     "tg128_single": _single,
@@ -546,6 +547,9 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "demo64_single": replace(_demo64, tasks=("recon",)),
     "unrolled64_dual": _unrolled64,
     "unrolled64_single": replace(_unrolled64, tasks=("recon",)),
+    "unrolled64_single_matched": replace(
+        _unrolled64, tasks=("recon",), depths=(1, 1, 3, 0), stem_hidden=11
+    ),
     "demo64_single_matched": replace(
         _demo64, tasks=("recon",), depths=(1, 1, 4, 0), stem_hidden=10
     ),
