@@ -9,6 +9,7 @@ bytes. The last line of output is the folder to read (`mpi-jax train --data.sour
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -24,10 +25,10 @@ HERE = Path(__file__).resolve().parent
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 bad input."""
-    if str(HERE) not in sys.path:
-        sys.path.insert(0, str(HERE))
     try:
         options = _options(arguments)
+        # Flat modules: tensorflow-datasets wants importlib_resources for packages.
+        sys.path.insert(0, str(HERE / options.name))
         cli.quick_compilation()
         import tensorflow_datasets as tfds
 
@@ -85,21 +86,23 @@ def _builder(make, names, options, **kwargs):
 
 
 def _build_phantoms(options) -> Path:
-    from mpi_phantoms import builder, chunks
+    import mpi_phantoms_dataset_builder as builder
+    import phantom_parts
 
     if options.workers < 1:
         raise ValueError(f"--workers: expected a number >= 1, got {options.workers}")
     made, folder = _builder(builder.MpiPhantoms, builder.VARIANTS, options)
     variant, total = made.variant, made.variant.train + made.variant.test
     if not folder.exists():
-        chunks.prepare(variant, made.parts)
-        left = sum(count for *_, count in chunks.missing(variant, made.parts))
+        phantom_parts.prepare(variant, made.parts)
+        left = sum(count for *_, count in phantom_parts.missing(variant, made.parts))
         began = time.monotonic()
         with _bar("drawn", total, total - left) as bar:
-            for _, _, count in chunks.draw(variant, made.parts, options.workers):
+            for _, _, count in phantom_parts.draw(variant, made.parts, options.workers):
                 bar.update(count)
         drawn = time.monotonic() - began
-        made.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):
+            made.download_and_prepare()
         seconds = time.monotonic() - began
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(
@@ -115,8 +118,8 @@ def _build_phantoms(options) -> Path:
 
 
 def _build_open_mpi(options) -> Path:
+    import open_mpi_dataset_builder as builder
     import tensorflow_datasets as tfds
-    from open_mpi import builder
 
     made, folder = _builder(builder.OpenMpi, builder.CONFIGS, options)
     if not folder.exists():
@@ -125,11 +128,9 @@ def _build_open_mpi(options) -> Path:
                 f"--from: expected a folder with files of Open MPI Data, got "
                 f"{options.source}. {builder.INSTRUCTIONS}"
             )
-        made.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=str(options.source.resolve())
-            )
-        )
+        manual = tfds.download.DownloadConfig(manual_dir=str(options.source.resolve()))
+        with contextlib.redirect_stdout(sys.stderr):
+            made.download_and_prepare(download_config=manual)
     return folder
 
 

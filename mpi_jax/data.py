@@ -379,10 +379,7 @@ class Reader:
                 f"of {folder} have {have[0]} x {have[1]}"
             )
         self._folder, self._shape = folder, have
-        self._records = builder.as_data_source(
-            split=split,
-            decoders=tfds.decode.PartialDecoding(["image", "mask", "family", "index"]),
-        )
+        self._records = builder.as_data_source(split)
 
     def __len__(self) -> int:
         return len(self._records)

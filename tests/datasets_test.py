@@ -27,7 +27,8 @@ DATASETS = Path(__file__).resolve().parent.parent / "datasets"
 @pytest.fixture(scope="module", autouse=True)
 def builders():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(DATASETS))
+        for folder in ("", "mpi_phantoms", "open_mpi"):
+            patch.syspath_prepend(str(DATASETS / folder))
         tfds.disable_progress_bar()
         yield
 
@@ -182,7 +183,7 @@ def test_left_out_family_and_wrapped_positions(built):
 
 
 def test_twins_are_found(built, monkeypatch):
-    from mpi_phantoms import builder
+    import mpi_phantoms_dataset_builder as builder
 
     assert set(builder.shared_images(built).values()) == {0}
 
@@ -207,7 +208,7 @@ def test_twins_are_found(built, monkeypatch):
         class info:
             features = {"image": np.zeros((64, 64))}
 
-        def as_data_source(self, split, decoders):
+        def as_data_source(self, split):
             return Same(split)
 
     monkeypatch.setattr(builder.tfds, "builder_from_directory", lambda _: Builder())
@@ -265,7 +266,7 @@ def test_metadata():
 
 
 def test_paper_counts():
-    from mpi_phantoms import builder
+    import mpi_phantoms_dataset_builder as builder
 
     full = builder.VARIANTS["full"][1]
     assert (full.side, full.train, full.test) == (128, 638137, 18233)
@@ -310,7 +311,7 @@ def mdf_folder(tmp_path_factory):
 
 
 def build_open_mpi(folder, config, root):
-    from open_mpi import builder
+    import open_mpi_dataset_builder as builder
 
     made = builder.OpenMpi(config=config, data_dir=str(root))
     made.download_and_prepare(

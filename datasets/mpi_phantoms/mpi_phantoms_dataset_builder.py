@@ -6,8 +6,8 @@ Image i of a split is image i of mpi_jax.phantoms, and record i of the files.
 from pathlib import Path
 
 import numpy as np
+import phantom_parts
 import tensorflow_datasets as tfds
-from mpi_phantoms import chunks
 
 from mpi_jax import phantoms
 
@@ -17,29 +17,32 @@ _HERE = Path(__file__).parent
 VARIANTS = {
     "full": (
         "the paper's numbers of images, 128 x 128",
-        chunks.Variant(128, 638_137, 18_233),
+        phantom_parts.Variant(128, 638_137, 18_233),
     ),
     "full_signals": (
         "the same with noise-free signals",
-        chunks.Variant(128, 638_137, 18_233, signals=True),
+        phantom_parts.Variant(128, 638_137, 18_233, signals=True),
     ),
-    "small": ("6,000 images of 128 x 128", chunks.Variant(128, 5_400, 600)),
+    "small": ("6,000 images of 128 x 128", phantom_parts.Variant(128, 5_400, 600)),
     "small_signals": (
         "the same with noise-free signals",
-        chunks.Variant(128, 5_400, 600, signals=True),
+        phantom_parts.Variant(128, 5_400, 600, signals=True),
     ),
     "side64": (
         "64 x 64, one epoch of the training config small64",
-        chunks.Variant(64, 240_000, 6_000),
+        phantom_parts.Variant(64, 240_000, 6_000),
     ),
     "side32": (
         "32 x 32, one epoch of the training config small",
-        chunks.Variant(32, 10_800, 600),
+        phantom_parts.Variant(32, 10_800, 600),
     ),
-    "test": ("60 images of 32 x 32, for tests", chunks.Variant(32, 48, 12, part=12)),
+    "test": (
+        "60 images of 32 x 32, for tests",
+        phantom_parts.Variant(32, 48, 12, part=12),
+    ),
     "test_signals": (
         "the same with noise-free signals",
-        chunks.Variant(32, 48, 12, signals=True, part=12),
+        phantom_parts.Variant(32, 48, 12, signals=True, part=12),
     ),
 }
 
@@ -58,7 +61,7 @@ class MpiPhantoms(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format=file_format, **kwargs)
 
     @property
-    def variant(self) -> chunks.Variant:
+    def variant(self) -> phantom_parts.Variant:
         return VARIANTS[self.builder_config.name][1]
 
     @property
@@ -110,7 +113,7 @@ class MpiPhantoms(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in ("train", "test")}
 
     def _generate_examples(self, split):
-        chunks.prepare(self.variant, self.parts)
+        phantom_parts.prepare(self.variant, self.parts)
         total = getattr(self.variant, split)
         # Keys order the records, and their high bits choose one of the buckets in which
         # 12 GB are sorted: small numbers would all meet in the first.
@@ -118,7 +121,7 @@ class MpiPhantoms(tfds.core.GeneratorBasedBuilder):
         for part in self.variant.parts:
             if part[0] != split:
                 continue
-            arrays = chunks.load(self.variant, self.parts, *part)
+            arrays = phantom_parts.load(self.variant, self.parts, *part)
             for i in range(part[2]):
                 index = part[1] + i
                 record = {field: array[i] for field, array in arrays.items()}
@@ -136,9 +139,7 @@ def shared_images(folder: str | Path) -> dict[str, int]:
     window = max(1, side // 32)
     seen = {"image": {}, "means": {}}
     for split in ("train", "test"):
-        source = builder.as_data_source(
-            split=split, decoders=tfds.decode.PartialDecoding(["image"])
-        )
+        source = builder.as_data_source(split)
         digests = {kind: [] for kind in seen}
         for start in range(0, len(source), 512):
             stop = min(start + 512, len(source))

@@ -139,7 +139,7 @@ def draw_part(
         field: np.concatenate([part[field] for part in made])[:count]
         for field in made[0]
     }
-    _whole(name(folder, split, start), lambda file: np.savez(file, **arrays))
+    _whole(name(folder, split, start), lambda file: np.savez_compressed(file, **arrays))
 
 
 def load(variant: Variant, folder: Path, split: str, start: int, count: int) -> dict:

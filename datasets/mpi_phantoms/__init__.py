@@ -1,1 +1,0 @@
-"""Phantoms as a data set: builder.MpiPhantoms."""

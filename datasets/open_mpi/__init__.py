@@ -1,1 +1,0 @@
-"""Open MPI Data as a data set: builder.OpenMpi."""
