@@ -172,7 +172,9 @@ def test_readme_table(evaluated, tmp_path):
     assert filled.startswith("a\n<!-- results") and filled.endswith(
         f"{report.END}\nb\n"
     )
-    assert "18 test images of 32 x 32 pixels" in filled and "networks trained on" in filled
+    assert (
+        "18 test images of 32 x 32 pixels" in filled and "networks trained on" in filled
+    )
     for line in lines:
         if line["family"] == "all" and line["snr_db"] == 40:
             assert f"{line['psnr']['mean']:.2f} ± {line['psnr']['sd']:.2f}" in filled
