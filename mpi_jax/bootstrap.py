@@ -38,15 +38,18 @@ def means(
     rng = np.random.default_rng(seed)
     images = rng.spawn(1)[0]
     runs = [np.random.default_rng([seed, i]) for i in range(len(arrays))]
+    lines = np.concatenate(arrays).T  # [N, all S]: one matrix product for all of them
+    borders = np.cumsum([len(a) for a in arrays])[:-1]
     found = [[] for _ in arrays]
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
         weights = images.multinomial(count, np.full(count, 1 / count), size) / count
-        for a, own, out in zip(arrays, runs, found, strict=True):
-            with np.errstate(invalid="ignore"):  # 0 times an infinite PSNR
-                each = weights @ a.T  # [size, S]
-            s = len(a)
-            out.append(np.sum(each * own.multinomial(s, [1 / s] * s, size) / s, 1))
+        with np.errstate(invalid="ignore"):  # 0 times an infinite PSNR
+            parts = np.split(weights @ lines, borders, axis=1)  # each [size, S]
+        for part, own, out in zip(parts, runs, found, strict=True):
+            s = part.shape[1]
+            drawn = own.multinomial(s, [1 / s] * s, size) / s
+            out.append(np.sum(part * drawn, axis=1))
     return [np.concatenate(out) for out in found]
 
 

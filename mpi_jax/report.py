@@ -412,8 +412,6 @@ def _tables(run: Run) -> list[Table]:
                 _best(main, MORE),
             )
         )
-    tables.append(_paper_table(main))
-    tables += _snr_table(run, labels) + _claims(run) + _seeds(run)
     if families:
 
         def row(method):
@@ -424,6 +422,8 @@ def _tables(run: Run) -> list[Table]:
         columns = ("Method", *families)
         rows = [row(method) for method in methods]
         tables.append(Table("PSNR by family [dB]", columns, rows, (note,)))
+    tables.append(_paper_table(main))
+    tables += _snr_table(run, labels) + _claims(run) + _seeds(run)
     tables.append(
         Table(
             "Settings",
@@ -482,15 +482,14 @@ def _snr_table(run: Run, labels: dict[str, str]) -> list[Table]:
         (
             label,
             *(
-                f"{_cell(line, 'psnr', 'mean')} {_cell(line, 'psnr', 'interval')}"
+                f"{_value(line, 'psnr', 'mean'):.2f} {_cell(line, 'psnr', 'interval')}"
                 for line in (run.levels.get((snr, method), {}) for snr in levels)
             ),
         )
         for method, label in labels.items()
     ]
     note = (
-        "Mean ± standard deviation over images, and the 95 % interval of the mean. "
-        "Classical methods, controls' settings and thresholds are tuned for each SNR; "
+        "Mean over images with its 95 % interval. Classical methods, controls' settings and thresholds are tuned for each SNR; "
         "networks are as they were trained."
     )
     columns = ("Method", *(_snr_name(snr) for snr in levels))
@@ -1077,7 +1076,7 @@ def _snr_figure(run: Run):
             x + 0.25 * (i - (len(methods) - 1) / 2),
             mean,
             yerr=[mean - low, high - mean],
-            label=str(lines[0][1].get("label", method)),
+            label=textwrap.fill(str(lines[0][1].get("label", method)), 30),
             color=f"C{i % 10}",
             marker="osD^v<>Pp*"[i % 10],
             markersize=4,
@@ -1310,7 +1309,7 @@ tbody th { font-weight: 500; }
 .text { text-align: left; white-space: normal; }
 td strong { color: var(--mark); }
 figure { margin: 0; }
-figure .wide { background: #fff; max-width: 52rem; }
+figure .wide { background: #fff; max-width: 60rem; }
 img { display: block; width: 100%; min-width: 40rem; height: auto; }
 figcaption { margin-top: .5rem; }
 pre { overflow-x: auto; background: var(--box); padding: .8rem; border-radius: .5rem;
@@ -1324,7 +1323,7 @@ CAPTIONS = {
     "figure2.png": (
         "Examples",
         "One test image of each family: the truth, and what each method makes of its "
-        "signal. Under each image its absolute error, with its PSNR at peak 1. One "
+        "signal. With each image its absolute error and its PSNR at peak 1. One "
         "colour scale for all images and one for all errors.",
     ),
     "snr.png": (
