@@ -1,8 +1,9 @@
 """A work folder -> its tables, figures and one page that opens anywhere.
 
     config.json, metrics.jsonl                           what was run, how it trained
+    samples/STEP.npz                                     validation images meanwhile
     evaluation/{info.json, metrics.jsonl, arrays.npz}    numbers and example images
-        ->  report/{table.md, figure2.png, training.png, report.html}
+        ->  report/{table.md, figure2.png, training.png, samples.png, report.html}
 
 Reads files and nothing else: no JAX, so a report costs no device and no compilation,
 and a run still under way can be looked at. Whatever is missing is named on the page.
@@ -74,6 +75,7 @@ class Run:
     rows: dict[tuple[str, str], dict]  # (method, family) -> numbers
     info: dict
     arrays: dict[str, np.ndarray]
+    samples: list[dict[str, np.ndarray]]  # of some validations, the newest last
     remarks: list[str]  # missing or unreadable parts, in words
 
 
@@ -93,6 +95,8 @@ def write(workdir: Path) -> Path:
         figures["figure2.png"] = _png(_example_figure(run.arrays))
     if run.training or run.validation:
         figures["training.png"] = _png(_training_figure(run))
+    if run.samples and not run.arrays:
+        figures["samples.png"] = _png(_samples_figure(run.samples))
     if tables:
         text = "\n\n".join(_markdown(table) for table in tables)
         _replace(folder / "table.md", f"{text}\n".encode())
@@ -186,6 +190,7 @@ def _read(workdir: Path) -> Run:
         rows=rows,
         info=_read_json(evaluation / "info.json"),
         arrays=arrays,
+        samples=_read_samples(workdir / "samples"),
         remarks=remarks,
     )
 
@@ -238,6 +243,34 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"missing: {sorted(missing)}"
         )
     return arrays
+
+
+SAMPLES_SHOWN = 5  # validations, from the first to the newest
+
+
+def _read_samples(folder: Path) -> list[dict[str, np.ndarray]]:
+    paths = sorted(folder.glob("*.npz"))
+    places = np.linspace(0, len(paths) - 1, min(SAMPLES_SHOWN, len(paths)))
+    samples = []
+    for path in (paths[round(place)] for place in places):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            shape = found["truth"].shape
+            fine = (
+                found["step"].shape == ()
+                and len(found["family"]) == shape[0]
+                and all(
+                    found[name].shape == shape
+                    for name in ("true_mask", "image", "mask")
+                )
+            )
+        except Exception as error:  # a cut zip file raises one of many
+            raise ValueError(f"{path}: cannot be read: {error!r}") from None
+        if len(shape) != 3 or not fine:
+            raise ValueError(f"{path}: expected images and masks of one shape")
+        samples.append(found)
+    return samples
 
 
 # --- tables --------------------------------------------------------------------------
@@ -503,6 +536,31 @@ def _example_figure(arrays: dict[str, np.ndarray]):
     return figure
 
 
+def _samples_figure(samples: list[dict[str, np.ndarray]]):
+    """Rows: validation images. Columns: the truth, then what the network made of them."""
+    newest = samples[-1]
+    size, gap, left, head = 1.05, 0.04, 0.32, 0.3
+    height = size * _aspect(newest["truth"], (1, 1))
+    width = left + (1 + len(samples)) * (size + gap)
+    figure, canvas = _canvas(width, head + len(newest["truth"]) * (height + gap))
+    columns = [("Ground truth", "truth", "true_mask", newest)]
+    columns += [(f"step {int(s['step']):,}", "image", "mask", s) for s in samples]
+    for column, (title, image, mask, found) in enumerate(columns):
+        x = left + column * (size + gap)
+        canvas.text(x + size / 2, head - 0.07, title, ha="center", fontsize=8.5)
+        for row, family in enumerate(found["family"]):
+            box = (x, head + row * (height + gap), size, height)
+            middle = box[1] + height / 2
+            if not column:
+                style = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9}
+                canvas.text(left / 2, middle, str(family), **style)
+            _panel(canvas, found[image][row], box, cmap="gray", vmin=0, vmax=1)
+            _outline(
+                canvas, found[mask][row], box, MASK_COLOUR if column else TRUTH_COLOUR
+            )
+    return figure
+
+
 def _training_figure(run: Run):
     from matplotlib.figure import Figure
 
@@ -614,6 +672,11 @@ CAPTIONS = {
         "signal. Under each image its absolute error, with its PSNR at peak 1. One "
         "colour scale for all images and one for all errors.",
     ),
+    "samples.png": (
+        "Samples of the training",
+        "The same validation images at some validations, the newest last, with the mask "
+        "of the network; first the truth with the true mask.",
+    ),
     "training.png": (
         "Training",
         "Losses as minimised, before weighting; PSNR on the validation images; speed.",
@@ -659,6 +722,7 @@ def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
             *shown[:1],
             images.get("figure2.png", ""),
             *shown[1:],
+            images.get("samples.png", ""),
             images.get("training.png", ""),
             f"<details><summary>Configuration</summary><pre>{html.escape(settings)}</pre>"
             "</details>",
@@ -723,6 +787,10 @@ def _html_figure(run: Run, name: str, content: bytes) -> str:
         labels = ", ".join(str(label) for label in run.arrays["labels"])
         families = ", ".join(dict.fromkeys(str(f) for f in run.arrays["family"]))
         alt = f"Grid of images. Columns: ground truth, {labels}. Rows: {families}."
+    elif name == "samples.png":
+        steps = ", ".join(f"step {sample['step']}" for sample in run.samples)
+        families = ", ".join(str(f) for f in run.samples[-1]["family"])
+        alt = f"Grid of images. Columns: ground truth, {steps}. Rows: {families}."
     else:
         alt = "Four charts over training steps: losses, adversary, PSNR, images/s."
     data = base64.b64encode(content).decode()
