@@ -1,10 +1,11 @@
 """A work folder -> its tables, figures and one page that opens anywhere.
 
     config.json, metrics.jsonl                           what was run, how it trained
+    samples/STEP.npz                                     validation images meanwhile
     evaluation/{info.json, metrics.jsonl, arrays.npz}    numbers and example images
     evaluation/values.npz                                every number of every image
         ->  report/{table.md, table.json, figure2.png, figure2.pdf, snr.png,
-                    training.png, report.html}
+                    training.png, samples.png, report.html}
     generalisation/{table.json, values.npz}              of mpi-jax generalise
         ->  generalisation/{table.md, drops.png, drops.pdf, shapes.png}
 
@@ -120,6 +121,7 @@ class Run:
     arrays: dict[str, np.ndarray]
     levels: dict[tuple[float, str], dict]  # (SNR [dB], method) -> numbers, all families
     values: dict[str, np.ndarray]  # main_snr_db, family, SNR/method/metric -> [N], ...
+    samples: list[dict[str, np.ndarray]]  # of some validations, the newest last
     remarks: list[str]  # missing or unreadable parts, in words
 
 
@@ -143,6 +145,8 @@ def write(workdir: Path) -> Path:
         figures["snr.png"] = _file(_snr_figure(run))
     if run.training or run.validation:
         figures["training.png"] = _file(_training_figure(run))
+    if run.samples and not run.arrays:
+        figures["samples.png"] = _file(_samples_figure(run.samples))
     if tables:
         text = "\n\n".join(_markdown(table) for table in tables)
         _replace(folder / "table.md", f"{text}\n".encode())
@@ -308,6 +312,7 @@ def _read(workdir: Path) -> Run:
         arrays=arrays,
         levels=levels,
         values=_read_values(evaluation / "values.npz"),
+        samples=_read_samples(workdir / "samples"),
         remarks=remarks,
     )
 
@@ -370,6 +375,34 @@ def _read_values(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except Exception as error:  # a cut zip file raises one of many
         raise ValueError(f"{path}: cannot be read: {error!r}") from None
+
+
+SAMPLES_SHOWN = 5  # validations, from the first to the newest
+
+
+def _read_samples(folder: Path) -> list[dict[str, np.ndarray]]:
+    paths = sorted(folder.glob("*.npz"))
+    places = np.linspace(0, len(paths) - 1, min(SAMPLES_SHOWN, len(paths)))
+    samples = []
+    for path in (paths[round(place)] for place in places):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            shape = found["truth"].shape
+            fine = (
+                found["step"].shape == ()
+                and len(found["family"]) == shape[0]
+                and all(
+                    found[name].shape == shape
+                    for name in ("true_mask", "image", "mask")
+                )
+            )
+        except Exception as error:  # a cut zip file raises one of many
+            raise ValueError(f"{path}: cannot be read: {error!r}") from None
+        if len(shape) != 3 or not fine:
+            raise ValueError(f"{path}: expected images and masks of one shape")
+        samples.append(found)
+    return samples
 
 
 # --- tables --------------------------------------------------------------------------
@@ -1006,6 +1039,31 @@ def _measured_figure(arrays: dict[str, np.ndarray], lines: list[dict]):
     return figure
 
 
+def _samples_figure(samples: list[dict[str, np.ndarray]]):
+    """Rows: validation images. Columns: the truth, then what the network made of them."""
+    newest = samples[-1]
+    size, gap, left, head = 1.05, 0.04, 0.32, 0.3
+    height = size * _aspect(newest["truth"], (1, 1))
+    width = left + (1 + len(samples)) * (size + gap)
+    figure, canvas = _canvas(width, head + len(newest["truth"]) * (height + gap))
+    columns = [("Ground truth", "truth", "true_mask", newest)]
+    columns += [(f"step {int(s['step']):,}", "image", "mask", s) for s in samples]
+    for column, (title, image, mask, found) in enumerate(columns):
+        x = left + column * (size + gap)
+        canvas.text(x + size / 2, head - 0.07, title, ha="center", fontsize=8.5)
+        for row, family in enumerate(found["family"]):
+            box = (x, head + row * (height + gap), size, height)
+            middle = box[1] + height / 2
+            if not column:
+                style = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9}
+                canvas.text(left / 2, middle, str(family), **style)
+            _panel(canvas, found[image][row], box, cmap="gray", vmin=0, vmax=1)
+            _outline(
+                canvas, found[mask][row], box, MASK_COLOUR if column else TRUTH_COLOUR
+            )
+    return figure
+
+
 def _training_figure(run: Run):
     from matplotlib.figure import Figure
 
@@ -1331,6 +1389,11 @@ CAPTIONS = {
         "Mean PSNR on the same test images against the SNR of their signals, with 95 % "
         "intervals. Points are set side by side.",
     ),
+    "samples.png": (
+        "Samples of the training",
+        "The same validation images at some validations, the newest last, with the mask "
+        "of the network; first the truth with the true mask.",
+    ),
     "training.png": (
         "Training",
         "Losses as minimised, before weighting; PSNR on the validation images; speed.",
@@ -1381,6 +1444,7 @@ def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
             images.get("figure2.png", ""),
             *shown[1:],
             images.get("snr.png", ""),
+            images.get("samples.png", ""),
             images.get("training.png", ""),
             f"<details><summary>Configuration</summary><pre>{html.escape(settings)}</pre>"
             "</details>",
@@ -1447,6 +1511,10 @@ def _html_figure(run: Run, name: str, content: bytes) -> str:
         alt = f"Grid of images. Columns: ground truth, {labels}. Rows: {families}."
     elif name == "snr.png":
         alt = "Chart: mean PSNR of each method against the SNR of the test signals."
+    elif name == "samples.png":
+        steps = ", ".join(f"step {sample['step']}" for sample in run.samples)
+        families = ", ".join(str(f) for f in run.samples[-1]["family"])
+        alt = f"Grid of images. Columns: ground truth, {steps}. Rows: {families}."
     else:
         alt = "Four charts over training steps: losses, adversary, PSNR, images/s."
     data = base64.b64encode(content).decode()

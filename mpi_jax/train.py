@@ -409,7 +409,7 @@ def validate(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images; samples.
 
-    Samples: truth, true_mask, image, mask [N, ny, nx] and family [N] of the first six
+    Samples: truth, true_mask, image, mask [N, ny, nx] and family [N], its name, of the first six
     validation images (fewer where a batch is smaller), one of each family.
     """
     size, found, samples = config.data.batch_size, [], {}
@@ -437,7 +437,7 @@ def validate(
                 "true_mask": made.mask.astype(np.uint8),
                 "image": image,
                 "mask": mask.astype(np.uint8),
-                "family": made.family,
+                "family": np.array([data.phantoms.FAMILIES[i] for i in made.family]),
             }
     means = {
         f"validation_{name}": float(np.mean([np.mean(f[name]) for f in found]))

@@ -23,6 +23,21 @@ def test_round_trip_and_fit(name):
     train.make_optimisers(config.optimiser, config.steps)
 
 
+@pytest.mark.parametrize("table", configs.TABLES)
+def test_rows_of_a_table_differ_in_the_network_and_its_loss_alone(table):
+    """Equal steps, batches, data, optimiser and seed; every row once."""
+    names = [name for name in configs.CONFIGS if name.startswith(f"{table}_")]
+    rows = [configs.get(name) for name in names]
+    assert len(names) == len(configs.LEARNED) - (table == "paper")
+    free = ("name", "generator", "discriminator", "physics", "loss", "remat")
+    shared = [
+        {k: v for k, v in configs.to_dict(row).items() if k not in free} for row in rows
+    ]
+    assert all(values == shared[0] for values in shared)
+    networks = [(row.generator, row.loss) for row in rows]
+    assert len(set(networks)) == len(rows)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="config: expected one of test, small"):
         configs.get("medium")

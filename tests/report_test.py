@@ -338,6 +338,39 @@ def test_missing_parts_are_named(tmp_path):
     assert "settings not recorded" in (tmp_path / "report" / "table.md").read_text()
 
 
+def make_samples(folder, steps, size=16):
+    """Samples of a run under way: at each validation a sharper image."""
+    rng = np.random.default_rng(2)
+    truth = np.stack([phantom(name, size, rng) for name in FAMILIES])
+    (folder / "samples").mkdir()
+    for step in steps:
+        image = np.stack([blur(t, 3000 / step) for t in truth])
+        arrays = {"truth": truth, "true_mask": truth > 0.3, "image": image}
+        masks = {"mask": (image > 0.3).astype(np.uint8), "family": np.array(FAMILIES)}
+        np.savez(folder / "samples" / f"{step:08d}.npz", step=step, **arrays, **masks)
+
+
+def test_a_run_under_way_shows_its_samples(tmp_path):
+    """Curves and samples, the first and the newest among them; figure 2 once evaluated."""
+    make_config(tmp_path)
+    make_training(tmp_path)
+    make_samples(tmp_path, range(500, 4001, 500))
+    page = Page(report.write(tmp_path).read_text())
+    shown = [attributes["alt"] for attributes in page.all("img")]
+    assert len(shown) == 2 and "bars, rectangles" in shown[0]
+    assert "step 500," in shown[0] and "step 4000." in shown[0]
+    assert shown[0].count("step ") == report.SAMPLES_SHOWN
+    picture = read_image(tmp_path / "report" / "samples.png")
+    assert picture.std() > 0.1
+    make_evaluation(tmp_path)
+    page = Page(report.write(tmp_path).read_text())
+    assert not any("step 500" in image["alt"] for image in page.all("img"))
+
+    (tmp_path / "samples" / "00000500.npz").write_bytes(b"PK cut")
+    with pytest.raises(ValueError, match="00000500.npz: cannot be read"):
+        report.write(tmp_path)
+
+
 def test_sparse_and_infinite_numbers(tmp_path):
     (tmp_path / "evaluation").mkdir()
     psnr = {"mean": float("inf"), "sd": float("nan"), "median": 30.0, "p5": None}

@@ -1,6 +1,9 @@
 """The training step against its formula, on one device and on eight."""
 
+import dataclasses
 import json
+import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from mpi_jax import configs, data, train
+from mpi_jax import configs, data, evaluate, train
 from mpi_jax.configs import LossConfig, OptimiserConfig
-from mpi_jax.models import transgan
+from mpi_jax.models import baselines, transgan
 
 BATCH = 16
 
@@ -33,6 +36,15 @@ def networks(**loss):
     )
     loss = LossConfig(**loss)
     return train.Networks(generator, critic if loss.adversarial else None, loss)
+
+
+def convolutional(**loss):
+    """A DCGAN with its critic: the networks that have batch statistics."""
+    generator = baselines.generator(
+        "dcgan128", input_size=24, image_size=16, channels=(6, 4)
+    )
+    critic = baselines.discriminator("dcgan128", image_size=16, channels=(4, 6))
+    return train.Networks(generator, critic, LossConfig(**loss))
 
 
 def batch(seed=0):
@@ -104,11 +116,15 @@ def test_both_networks_learn(kind):
     assert any(not np.allclose(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_eight_devices_equal_one():
-    """One pmapped step on 8 devices against the single-device step on the whole batch."""
+@pytest.mark.parametrize("make", [networks, convolutional])
+def test_eight_devices_equal_one(make):
+    """One pmapped step on 8 devices against the single-device step on the whole batch.
+
+    Batch statistics and their part in the gradients are of the whole batch, too.
+    """
     assert jax.local_device_count() == 8
     # Plain SGD: Adam's first step is a sign, which rounding can turn around.
-    model = networks(adversarial=0.5)
+    model = make(adversarial=0.5)
     state, _ = start(model)
     sgd = optax.sgd(0.1)
     tx = train.Optimisers(sgd, sgd, 0.9)
@@ -130,6 +146,128 @@ def test_eight_devices_equal_one():
         jax.device_get(found),
         expected,
     )
+
+
+def test_batch_statistics_are_averaged_like_the_parameters():
+    """Two steps against NumPy: those of each batch, weighted as the moving average."""
+    model = convolutional(adversarial=0.1)
+    state, tx = start(model, OptimiserConfig(ema=0.5))
+    step = jax.jit(lambda s, b, k: train.train_step(s, b, k, model=model, tx=tx))
+    expected = {"mean": np.zeros(6), "var": np.ones(6)}
+    # min(ema, (1 + t) / (10 + t)) for t = 0, 1
+    for n, decay in enumerate((1 / 10, 2 / 11)):
+        stem, made = state.generator["stem"], batch(n)
+        x = np.asarray(made.inputs.signal, np.float64) @ stem["kernel"]
+        x = (x + np.asarray(stem["bias"])).reshape(-1, 6)
+        for name, value in (("mean", x.mean(0)), ("var", x.var(0))):
+            expected[name] = decay * expected[name] + (1 - decay) * value
+        state, values = step(state, made, jax.random.key(0))
+        assert values["finite"] == 1
+    for name, value in expected.items():
+        found = state.statistics["norm_4"][name]
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
+    plain, _ = start(networks(adversarial=0.1))
+    assert plain.statistics == {} and train.weights(plain) is plain.average
+    assert train.weights(state)["batch_stats"] is state.statistics
+
+
+@pytest.mark.parametrize("row", configs.LEARNED)
+def test_every_row_of_the_table_can_be_trained(row):
+    """Shapes of one step and of a prediction; numbers are in the tests of the parts."""
+    config = configs.get(f"table32_{row}")
+    model = train.make_networks(config)
+    tx = train.make_optimisers(config.optimiser, config.steps)
+    signal, image = jnp.zeros((2, 3264)), jnp.zeros((2, 32, 32))
+    wanted = model.generator.config
+    features = jnp.zeros((2, 32, 32, wanted.features)) if wanted.features else None
+    inputs = data.Inputs(signal, features, image if wanted.base else None)
+    made = train.Batch(inputs, image, image)
+
+    def step(key):
+        state = train.init_state(key, made, model=model, tx=tx)
+        return train.train_step(state, made, key, model=model, tx=tx)
+
+    state, values = jax.eval_shape(step, jax.random.key(0))
+    assert {"generator_loss", "mae", "gradient_norm", "finite"} <= values.keys()
+    assert ("discriminator_loss" in values) == bool(config.loss.adversarial)
+    assert ("bce" in values) == (wanted.tasks == ("recon", "seg"))
+    assert bool(state.statistics) == (row == "dcgan")
+
+
+def test_networks_that_do_not_fit_are_named():
+    def changed(name, part=None, **changes):
+        config = configs.get(name)
+        if part:
+            changes = {part: dataclasses.replace(getattr(config, part), **changes)}
+        return train.make_networks(dataclasses.replace(config, **changes))
+
+    for change, words in (
+        (dict(generator="huge"), "generator: expected one of .*cnn128.*tg128_dual"),
+        (
+            dict(discriminator="huge"),
+            "discriminator: expected one of .*dcgan128.*df192",
+        ),
+        (dict(remat=True), "remat: expected False for dcgan32"),
+        (dict(part="loss", kind="wgangp"), "expected bce for dcgan32"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            changed("table32_dcgan", **change)
+    with pytest.raises(ValueError, match="unet32 takes 3 .* make 4 "):
+        changed("table32_unet", "physics", iterations=5)
+    with pytest.raises(ValueError, match="demo32_dual takes 5 .* make 4 "):
+        changed("table32_physics", "physics", iterations=0)
+
+
+def test_tensorboard_has_the_numbers_of_the_log(tmp_path):
+    tensorboard = pytest.importorskip("tensorboardX")
+    config = dataclasses.replace(configs.get("test"), tensorboard=True)
+    with train._Log(tmp_path, config, 0) as log:
+        log.write(3, {"mae": 0.25}, 1.0)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"step": 3, "images": 48, "seconds": 1.0, "mae": 0.25}
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    event = tensorboard.proto.event_pb2.Event()
+    content, found = events.read_bytes(), {}
+    while content:  # length, its checksum, event, its checksum
+        size = int.from_bytes(content[:8], "little")
+        event.ParseFromString(content[12 : 12 + size])
+        content = content[16 + size :]
+        found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+    assert found == {("mae", 3): 0.25}
+
+
+def test_missing_tensorboard_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = dataclasses.replace(configs.get("test"), tensorboard=True)
+    with pytest.raises(ValueError, match=r"pip install 'mpi_jax\[tensorboard\]'"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_statistics_survive(command, tmp_path):
+    """A DCGAN by the programs: resumed bit-equal, samples written, reported, evaluated."""
+    folder = tmp_path / "run"
+    words = ["train", "--config", "table32_dcgan", "--workdir", folder]
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    whole = (folder / "weights.safetensors").read_bytes()
+    for step, name in ((2, "00000002"), (4, "00000004")):
+        with np.load(folder / "samples" / f"{name}.npz") as samples:
+            assert samples["step"] == step and sorted(samples["family"]) == list(
+                range(6)
+            )
+            assert samples["image"].shape == samples["truth"].shape == (6, 32, 32)
+    shutil.rmtree(folder / "checkpoints" / "4")
+    (folder / "samples" / "00000004.npz").unlink()
+    done = command(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "weights.safetensors").read_bytes() == whole
+    assert (folder / "samples" / "00000004.npz").exists()
+    config, _, weights = evaluate.load_network(folder)
+    assert (
+        config.name == "table32_dcgan" and evaluate.label("transgan", config) == "DCGAN"
+    )
+    assert set(weights["batch_stats"]) == {"norm_4", "norm_8", "norm_16"}
 
 
 def test_not_a_number_is_named(tmp_path):

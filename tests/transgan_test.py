@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from mpi_jax.models import transgan
 from mpi_jax.models.transgan import DISCRIMINATORS, GENERATORS
@@ -28,6 +29,17 @@ GENERATOR_COUNTS = {
     "tiny128_dual": 4_642_962,
     "tiny128_single": 4_322_001,
     "tiny64_dual": 4_377_214,
+}
+# Of our own design; the rows matched to them have to be near.
+OUR_COUNTS = {
+    "tg128_dual_physics": 16_293_079,
+    "tg128_single_matched_physics": 16_292_808,
+    "tiny64_single_matched": 4_378_623,
+    "demo64_dual": 287_639,
+    "demo64_single_matched": 286_963,
+    "tiny32_dual": 645_746,
+    "tiny32_single_matched": 642_389,
+    "demo32_dual": 146_387,
 }
 DISCRIMINATOR_COUNTS = [
     ("df192", {}, 2_778_889),
@@ -118,9 +130,11 @@ def test_generator_parameters(row):
     assert (images.segmentation is None) == ("_single" in row)
     if row in GENERATOR_COUNTS:
         assert count(variables) == GENERATOR_COUNTS[row]
+    elif row in OUR_COUNTS:
+        assert count(variables) == OUR_COUNTS[row]
     else:
         # Rows of our own, without a count from elsewhere.
-        own = "demo32", "demo64", "unrolled64", "tiny64", "tg128_dual_physics"
+        own = ("demo32", "demo64", "unrolled64", "tiny64", "tiny32", "tg128_single")
         assert row.startswith(own)
 
 
@@ -138,6 +152,50 @@ def test_matched_row_is_within_a_thousandth_of_dual():
         dual = GENERATOR_COUNTS[f"{family}_dual"]
         matched = GENERATOR_COUNTS[f"{family}_single_matched"]
         assert abs(matched / dual - 1) < 1e-3
+
+
+def multiply_adds(jaxpr):
+    """Of all matrix products and convolutions of a traced program."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            inner = [shapes[0][i] for i in contracted]
+            total += math.prod(shapes[2]) * math.prod(inner)
+        elif eqn.primitive.name == "conv_general_dilated":
+            spec = eqn.params["dimension_numbers"].rhs_spec
+            total += math.prod(shapes[2]) * math.prod(shapes[1][i] for i in spec[1:])
+        total += sum(map(multiply_adds, jaxprs_in_params(eqn.params)))
+    return total
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tg128_{}",
+        "tg128_{}_physics",
+        "budget128_{}",
+        "tiny64_{}",
+        "demo64_{}",
+        "tiny32_{}",
+        "demo32_{}",
+    ],
+)
+def test_matched_rows_cost_what_dual_costs(name):
+    """Parameters and multiply-adds of the control within 1 % of the dual-task row's."""
+    found = []
+    for tasks in ("dual", "single_matched"):
+        module = transgan.generator(name.format(tasks))
+        arguments = inputs(module.config, batch=1)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
+        program = jax.make_jaxpr(module.apply)(shapes, *arguments)
+        found.append((count(shapes), multiply_adds(program.jaxpr)))
+    (parameters, products), (own_parameters, own_products) = found
+    assert abs(own_parameters / parameters - 1) < 0.01
+    assert abs(own_products / products - 1) < 0.01
+    if name == "tg128_{}":
+        assert abs(products / 1e9 - 5.68) < 0.01
 
 
 def test_rows_round_trip_as_plain_data():

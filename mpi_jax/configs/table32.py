@@ -11,6 +11,7 @@ BASE = dataclasses.replace(
     discriminator="df48_32",
     steps=4,
     scanner=ScannerConfig(pixels=32),
+    data=dataclasses.replace(table64.BASE.data, batch_size=16),
     optimiser=dataclasses.replace(table64.BASE.optimiser, warmup=1),
     log_every=2,
     checkpoint_every=2,
