@@ -412,18 +412,18 @@ def _nearest(p, training, made):
 
 
 def _ridge(p, training, made):
-    gram, cross = training.moments
-    signals, found = _signals(p.operator, made.voltage), {}
+    signals = _signals(p.operator, made.voltage)
 
-    def candidates():
-        for lam in RIDGE_LAMS:
-            found[lam] = jnp.asarray(controls.ridge(gram, cross, lam), jnp.float32)
-            yield {"lam": lam}, _images(p, signals @ found[lam])
+    def linear(lam):
+        return jnp.asarray(controls.ridge(*training.moments, lam), jnp.float32)
 
-    chosen, _ = _best(candidates(), made.image)
-    linear = found[chosen["lam"]]
+    candidates = (
+        ({"lam": lam}, _images(p, signals @ linear(lam))) for lam in RIDGE_LAMS
+    )
+    chosen, _ = _best(candidates, made.image)
+    best = linear(**chosen)
     about = {**chosen, "training_images": training.count}
-    return (lambda u: _images(p, _signals(p.operator, u) @ linear)), about
+    return (lambda u: _images(p, _signals(p.operator, u) @ best)), about
 
 
 def _xspace_max(p, training, made):
