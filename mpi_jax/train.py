@@ -72,13 +72,12 @@ class Batch(NamedTuple):
 class TrainState:
     """Everything a step changes.
 
-    average: moving average of the generator; statistics: of its batch statistics, over
-    the same steps. Empty without any, as the discriminator is without an adversary.
+    average: moving average of the generator, and under "batch_stats" of its batch
+    statistics, where it has any. It is what `predict` takes and weights.safetensors holds.
     """
 
     step: Any  # number of steps done
     generator: Any
-    statistics: Any
     discriminator: Any
     average: Any
     generator_optimiser: Any
@@ -223,18 +222,17 @@ def init_state(
 ) -> TrainState:
     """Fresh parameters and optimisers; batch is looked at for its shapes only."""
     for_generator, for_critic = jax.random.split(key)
-    variables = model.generator.init(for_generator, *batch.inputs)
-    generator = variables["params"]
+    average = model.generator.init(for_generator, *batch.inputs)
+    generator = average.pop("params")
     critic = {}
     if model.discriminator is not None:
         critic = model.discriminator.init(for_critic, batch.image[..., None])["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         generator=generator,
-        statistics=variables.get("batch_stats", {}),
         discriminator=critic,
         # A copy: donated buffers must not be shared.
-        average=jax.tree.map(jnp.copy, generator),
+        average=average | jax.tree.map(jnp.copy, generator),
         generator_optimiser=tx.generator.init(generator),
         discriminator_optimiser=tx.discriminator.init(critic),
     )
@@ -258,18 +256,17 @@ def train_step(
     """
     loss = model.loss
 
-    def apply(network, variables, *arguments):
+    def apply(network, params, *arguments):
+        # Mutable: in training the statistics are those of the batch, and come back.
         if axis_name is not None and _has_statistics(network):
             network = network.clone(axis_name=axis_name)
-        return network.apply(variables, *arguments, mutable=["batch_stats"])
+        return network.apply({"params": params}, *arguments, mutable=["batch_stats"])
 
     def critic(params, images):
-        # The statistics of a critic are always those of its batch: no need to keep them.
-        return apply(model.discriminator, {"params": params}, images[..., None])[0]
+        return apply(model.discriminator, params, images[..., None])[0]
 
     def generator_loss(params):
-        variables = {"params": params, "batch_stats": state.statistics}
-        out, seen = apply(model.generator, variables, *batch.inputs)
+        out, statistics = apply(model.generator, params, *batch.inputs)
         terms = {"mae": losses.mae(out.reconstruction, batch.image)}
         total = loss.mae * terms["mae"]
         if out.segmentation is not None:
@@ -282,7 +279,7 @@ def train_step(
             adversary = losses.generator_wgan if wasserstein else losses.generator_bce
             terms["adversarial"] = adversary(score)
             total += loss.adversarial * terms["adversarial"]
-        return total, (out.reconstruction, seen.get("batch_stats", {}), terms)
+        return total, (out.reconstruction, statistics, terms)
 
     def critic_loss(params, made):
         if loss.kind == "wgangp":
@@ -329,8 +326,8 @@ def train_step(
 
     # Early steps count more than a fixed decay would let them.
     decay = jnp.minimum(tx.ema, (1 + state.step) / (10 + state.step))
-    average = optax.incremental_update(generator, state.average, 1 - decay)
-    statistics = optax.incremental_update(statistics, state.statistics, 1 - decay)
+    fresh = {**generator, **statistics}
+    average = optax.incremental_update(fresh, state.average, 1 - decay)
     norm = optax.tree.norm(slopes)
     values["gradient_norm"] = norm
     total = sum(jnp.sum(v) for v in values.values())
@@ -338,7 +335,6 @@ def train_step(
     state = TrainState(
         state.step + 1,
         generator,
-        statistics,
         discriminator,
         average,
         generator_optimiser,
@@ -375,15 +371,6 @@ def make_batch(operator: data.Operator, made: data.Examples) -> Batch:
     return Batch(data.inputs(operator, made.voltage), made.image, made.mask)
 
 
-def weights(state: TrainState) -> dict[str, Any]:
-    """What `predict` needs of a state, and weights.safetensors holds: the averaged
-    parameters, and under "batch_stats" the averaged statistics where there are any.
-    """
-    if not state.statistics:
-        return state.average
-    return {**state.average, "batch_stats": state.statistics}
-
-
 @partial(jax.jit, static_argnames=("generator", "largest"))
 def predict(
     generator: nn.Module,
@@ -395,10 +382,10 @@ def predict(
     """Reconstruction, refined and clipped to [0, largest], and segmentation logit (or
     None).
 
-    weights: those of `weights` or of a weights file.
+    weights: TrainState.average, or what a weights file holds.
     """
-    params = {k: v for k, v in weights.items() if k != "batch_stats"}
-    variables = {"params": params, "batch_stats": weights.get("batch_stats", {})}
+    params = dict(weights)
+    variables = {"batch_stats": params.pop("batch_stats", {}), "params": params}
     out = generator.apply(variables, *data.inputs(operator, voltage))
     image = data.refine(operator, voltage, out.reconstruction)
     return out._replace(reconstruction=jnp.clip(image, 0, largest))
@@ -524,7 +511,7 @@ def run(
                     tell("train", done, config.steps, line)
                     clock, since = now, done
                 if save:
-                    averaged = weights(state)
+                    averaged = state.average
                     result, samples = validate(
                         config, operator, model.generator, averaged
                     )

@@ -155,7 +155,9 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("settings, wanted", SELECTIONS, ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(
+    "settings, wanted", SELECTIONS, ids=[str(settings)[:30] for settings, _ in SELECTIONS]
+)
 def test_row_selection(tmp_path, settings, wanted):
     files = (
         calibration(tmp_path / "c.mdf", S, calibration__snr=STORED[None]),
