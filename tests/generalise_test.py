@@ -275,6 +275,9 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
         assert row["drop"]["mean"] == pytest.approx(expected, abs=1e-4)
         assert row["drop"]["low"] < row["drop"]["mean"] < row["drop"]["high"]
         assert not row["paired"] and row["num"] == 16
+        network = found["space colonisation", "transgan"]["drop"]["mean"]
+        expected = row["drop"]["mean"] - network
+        assert row["excess"]["mean"] == pytest.approx(expected, abs=1e-4)
         key = f"vessels|space colonisation|{method}|psnr"
         assert np.mean(values[key]) == pytest.approx(row["psnr"]["mean"], rel=1e-5)
     # Zeros: relative error 1 at every concentration, and the same PSNR.
@@ -294,6 +297,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     text = (made / "table.md").read_text()
     assert text == done.stdout
     assert "space colonisation" in text and "none of the runs" in text
+    assert text.count("beyond that of") == 1
 
     # Finished suites are read: the same files, and nothing is built.
     again = command(*words, "hallucination", "families")
