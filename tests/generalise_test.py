@@ -252,10 +252,13 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     import shutil
 
     folder = tmp_path / "run"
-    shutil.copytree(
-        trained, folder, ignore=shutil.ignore_patterns("checkpoints", "evaluation")
-    )
-    words = ("generalise", "--workdir", folder, "--num", "16", "--methods")
+    twin = tmp_path / "twin"
+    for copy in (folder, twin):
+        copy.mkdir()
+        for name in ("config.json", "weights.safetensors"):
+            shutil.copy(trained / name, copy)
+    words = ("generalise", "--workdir", folder, "--runs", twin)
+    words += ("--num", "16", "--methods")
     words += ("nonnegative", "transgan", "--suites", "vessels", "linearity")
     done = command(*words, "hallucination", "families")
     assert done.returncode == 0, done.stderr
@@ -265,7 +268,8 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
         assert (made / name).stat().st_size > 500, name
     rows = [json.loads(n) for n in (made / "metrics.jsonl").read_text().splitlines()]
     found = {(r["case"], r["method"]): r for r in rows}
-    assert {m for _, m in found} == {"zero", "nonnegative", "transgan"}
+    networks = ("transgan", "transgan twin")
+    assert {m for _, m in found} == {"zero", "nonnegative", *networks}
     values = np.load(made / "values.npz")
 
     first = "in distribution; same S (inverse crime)"
@@ -280,6 +284,12 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
         assert row["excess"]["mean"] == pytest.approx(expected, abs=1e-4)
         key = f"vessels|space colonisation|{method}|psnr"
         assert np.mean(values[key]) == pytest.approx(row["psnr"]["mean"], rel=1e-5)
+    # The same weights: the same images, and nothing beyond the drop of the first.
+    for name in ("psnr", "dice", "unseen_error"):
+        one, two = (found["space colonisation", m][name]["mean"] for m in networks)
+        assert one == two
+    excess = found["space colonisation", "transgan twin"]["excess"]
+    assert excess == {"mean": 0.0, "low": 0.0, "high": 0.0}
     # Zeros: relative error 1 at every concentration, and the same PSNR.
     for factor in ("0.05", "2"):
         row = found[f"concentration x {factor}", "zero"]
