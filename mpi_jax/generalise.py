@@ -777,7 +777,10 @@ def _read_part(path: Path, fingerprint: str) -> dict | None:
 
 
 def _rows(found: dict, labels: dict[str, str]) -> list[dict]:
-    """A line per (suite, case, method), with the drop where there is one."""
+    """A line per (suite, case, method), with the drop where there is one, and its
+    excess over the drop of the first network.
+    """
+    networks = [name for name in labels if "transgan" in name] or [ZERO]
     reference = found["reference"]
     first = json.loads(str(reference["about"]))[0]["case"]
     rows = []
@@ -814,6 +817,11 @@ def _rows(found: dict, labels: dict[str, str]) -> list[dict]:
                 if other is not None and "psnr" in own:
                     row["drop"] = bootstrap(other, own["psnr"], paired=paired)
                     row["paired"] = paired
+                base = values.get(f"{about['case']}|{networks[0]}|psnr")
+                if row.get("against") == "in distribution" and base is not None:
+                    # The same images met both methods: differences, then their drop.
+                    before = other - reference[f"{first}|{networks[0]}|psnr"]
+                    row["excess"] = bootstrap(before, own["psnr"] - base, paired=paired)
                 rows.append(row)
     return rows
 
@@ -829,7 +837,7 @@ def _table(rows: list[dict], labels: dict[str, str]) -> list[dict]:
             )
             cell = {"mean": row[metric]["mean"]}
             if metric == "psnr" and "drop" in row:
-                cell["drop"] = row["drop"]
+                cell |= {k: row[k] for k in ("drop", "excess") if k in row}
             line.setdefault("cells", {})[row["method"]] = cell
     return list(lines.values())
 

@@ -338,5 +338,8 @@ def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Imag
 
 def batch(name: str, count: int, grid: Grid) -> Float[np.ndarray, "count ny nx"]:
     """Pictures 0 ... count - 1 of a name, the same on every grid; float32."""
-    keys = (jax.random.key(i, impl="threefry2x32") for i in range(count))
+    if name not in NAMES:
+        raise ValueError(f"name: expected one of {', '.join(NAMES)}; got {name!r}")
+    own = jax.random.key(NAMES.index(name), impl="threefry2x32")
+    keys = (jax.random.fold_in(own, i) for i in range(count))
     return np.stack([sample(k, grid, name) for k in keys]).astype(np.float32)

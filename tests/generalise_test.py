@@ -252,10 +252,13 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     import shutil
 
     folder = tmp_path / "run"
-    shutil.copytree(
-        trained, folder, ignore=shutil.ignore_patterns("checkpoints", "evaluation")
-    )
-    words = ("generalise", "--workdir", folder, "--num", "16", "--methods")
+    twin = tmp_path / "twin"
+    for copy in (folder, twin):
+        copy.mkdir()
+        for name in ("config.json", "weights.safetensors"):
+            shutil.copy(trained / name, copy)
+    words = ("generalise", "--workdir", folder, "--runs", twin)
+    words += ("--num", "16", "--methods")
     words += ("nonnegative", "transgan", "--suites", "vessels", "linearity")
     done = command(*words, "hallucination", "families")
     assert done.returncode == 0, done.stderr
@@ -265,7 +268,8 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
         assert (made / name).stat().st_size > 500, name
     rows = [json.loads(n) for n in (made / "metrics.jsonl").read_text().splitlines()]
     found = {(r["case"], r["method"]): r for r in rows}
-    assert {m for _, m in found} == {"zero", "nonnegative", "transgan"}
+    networks = ("transgan", "transgan twin")
+    assert {m for _, m in found} == {"zero", "nonnegative", *networks}
     values = np.load(made / "values.npz")
 
     first = "in distribution; same S (inverse crime)"
@@ -275,8 +279,17 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
         assert row["drop"]["mean"] == pytest.approx(expected, abs=1e-4)
         assert row["drop"]["low"] < row["drop"]["mean"] < row["drop"]["high"]
         assert not row["paired"] and row["num"] == 16
+        network = found["space colonisation", "transgan"]["drop"]["mean"]
+        expected = row["drop"]["mean"] - network
+        assert row["excess"]["mean"] == pytest.approx(expected, abs=1e-4)
         key = f"vessels|space colonisation|{method}|psnr"
         assert np.mean(values[key]) == pytest.approx(row["psnr"]["mean"], rel=1e-5)
+    # The same weights: the same images, and nothing beyond the drop of the first.
+    for name in ("psnr", "dice", "unseen_error"):
+        one, two = (found["space colonisation", m][name]["mean"] for m in networks)
+        assert one == two
+    excess = found["space colonisation", "transgan twin"]["excess"]
+    assert excess == {"mean": 0.0, "low": 0.0, "high": 0.0}
     # Zeros: relative error 1 at every concentration, and the same PSNR.
     for factor in ("0.05", "2"):
         row = found[f"concentration x {factor}", "zero"]
@@ -294,6 +307,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     text = (made / "table.md").read_text()
     assert text == done.stdout
     assert "space colonisation" in text and "none of the runs" in text
+    assert text.count("beyond that of") == 1
 
     # Finished suites are read: the same files, and nothing is built.
     again = command(*words, "hallucination", "families")
