@@ -121,7 +121,7 @@ class OpenMpi(tfds.core.GeneratorBasedBuilder):
         folder = Path(dl_manager.manual_dir)
         if kind == "calibration":
             path = folder / "calibrations" / f"{_CALIBRATIONS[sequence, voxels]}.mdf"
-            return {"train": _ordered(_planes(path, sequence, voxels))}
+            return {"train": self._generate_examples(_planes(path, sequence, voxels))}
         read = _means if kind == "measurement" else _periods
         number = _MEASUREMENTS[sequence]
         paths = {
@@ -136,20 +136,18 @@ class OpenMpi(tfds.core.GeneratorBasedBuilder):
                 f"{INSTRUCTIONS}"
             )
         return {
-            "test": _ordered(
+            "test": self._generate_examples(
                 {**record, "phantom": name}
                 for name, path in found.items()
                 for record in read(path, sequence)
             )
         }
 
-
-def _ordered(records) -> Iterator[tuple[int, dict]]:
-    """Records as they come. Keys order them; 2^20 places reach all of the 1000 buckets
-    in which tensorflow-datasets sorts what doesn't fit into memory.
-    """
-    for i, record in enumerate(records):
-        yield i * 2**108, record
+    def _generate_examples(self, records) -> Iterator[tuple[int, dict]]:
+        # Keys order the records; with 2^20 places they reach all of the 1000 buckets
+        # in which tensorflow-datasets sorts what doesn't fit into memory.
+        for i, record in enumerate(records):
+            yield i * 2**108, record
 
 
 def _read(path, sequence):
