@@ -156,7 +156,9 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize(
-    "settings, wanted", SELECTIONS, ids=[str(settings)[:30] for settings, _ in SELECTIONS]
+    "settings, wanted",
+    SELECTIONS,
+    ids=[str(settings)[:30] for settings, _ in SELECTIONS],
 )
 def test_row_selection(tmp_path, settings, wanted):
     files = (
