@@ -105,7 +105,7 @@ def run(
         solve = partial(train.predict, generator, params, operator)
         image, logit = solve(made.voltage)
         level = None if logit is not None else evaluate.tune_threshold(image, made)
-        name = evaluate.label("transgan", config)
+        name = evaluate.label(config, generator)
         if name in [label for label, _, _ in solvers.values()]:
             name = f"{name} ({Path(folder).name})"
         solvers[str(folder)], chosen[str(folder)] = (name, solve, level), {}

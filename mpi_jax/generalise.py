@@ -38,6 +38,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mpi_jax import (
+    bootstrap,
     data,
     evaluate,
     metrics,
@@ -73,7 +74,6 @@ CONCENTRATIONS = (0.05, 0.2, 0.5, 2.0)
 # Singular values above this part of the largest are what the signal tells of an image.
 CUT = 1e-2
 CHUNK = 60  # images at once
-DRAWS = 2000  # of the bootstrap
 _SEED = 31415
 
 Images = Float[Array, "N ny nx"]
@@ -199,26 +199,21 @@ def superposition(whole: Images, one: Images, other: Images) -> Float[Array, " N
     return jnp.where(error > 0, error / size, 0.0)
 
 
-def bootstrap(
-    reference: np.ndarray, values: np.ndarray, *, paired: bool, draws: int = DRAWS
+def drop(
+    reference: np.ndarray, values: np.ndarray, *, paired: bool
 ) -> dict[str, float]:
-    """mean(reference) - mean(values), and its 95 % percentile interval over images.
+    """mean(reference) - mean(values), and its 95 % bootstrap interval over images.
 
     paired: both belong to the same images, which are then drawn together.
     """
-    rng = np.random.default_rng(_SEED)
-
-    def means(a, index):
-        return np.asarray(a, float)[index].mean(axis=1)
-
-    index = rng.integers(0, len(values), (draws, len(values)))
-    n = len(reference)
-    other = index if paired else rng.integers(0, n, (draws, n))
-    low, high = np.percentile(
-        means(reference, other) - means(values, index), (2.5, 97.5)
-    )
+    if paired:
+        one, other = bootstrap.means(reference, values)
+    else:
+        (one,) = bootstrap.means(reference)
+        (other,) = bootstrap.means(values, seed=bootstrap.SEED + 1)
+    low, high = bootstrap.ends(one - other)
     mean = float(np.mean(reference, dtype=float) - np.mean(values, dtype=float))
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    return {"mean": mean, "low": low, "high": high}
 
 
 def disjoint_pairs(masks: Bool[np.ndarray, "N ny nx"]) -> list[tuple[int, int]]:
@@ -549,10 +544,9 @@ def _network(folder: Path, name: str, main: Config, built: dict) -> Method:
         out = train.predict(generator, params, operator, u, largest=math.inf)
         return out.reconstruction, out.segmentation
 
-    label = evaluate.label("transgan", config)
+    label = evaluate.label(config, generator)
     label = label if name == "transgan" else f"{label} ({Path(folder).name})"
-    families = getattr(config.data, "families", phantoms.FAMILIES)
-    lacks = tuple(f for f in phantoms.FAMILIES if f not in families)
+    lacks = tuple(f for f in phantoms.FAMILIES if f not in config.data.families)
     return Method(name, label, solve, {}, lacks)
 
 
@@ -815,13 +809,13 @@ def _rows(found: dict, labels: dict[str, str]) -> list[dict]:
                     other = reference[f"{first}|{name}|psnr"]
                     row["against"] = "in distribution"
                 if other is not None and "psnr" in own:
-                    row["drop"] = bootstrap(other, own["psnr"], paired=paired)
+                    row["drop"] = drop(other, own["psnr"], paired=paired)
                     row["paired"] = paired
                 base = values.get(f"{about['case']}|{networks[0]}|psnr")
                 if row.get("against") == "in distribution" and base is not None:
                     # The same images met both methods: differences, then their drop.
                     before = other - reference[f"{first}|{networks[0]}|psnr"]
-                    row["excess"] = bootstrap(before, own["psnr"] - base, paired=paired)
+                    row["excess"] = drop(before, own["psnr"] - base, paired=paired)
                 rows.append(row)
     return rows
 
@@ -851,7 +845,7 @@ def _write(folder, config, found, rows, labels, num) -> None:
         "snr_db": config.data.test_snr_db,
         "grid": [config.scanner.pixels] * 2,
         "model": config.scanner.model,
-        "bootstrap": f"{DRAWS} draws of images, 95 % percentile interval",
+        "bootstrap": f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
         "notes": []
         if "families" not in found or len(json.loads(str(found["families"]["about"])))

@@ -856,7 +856,7 @@ def _example_figure(arrays: dict[str, np.ndarray]):
     tall = len(methods) > 7
     size, gap = (0.74 if tall else 1.05), 0.04
     left, head = (1.4, 0.5) if tall else (0.32, 0.72)
-    height = size * _aspect(truth, arrays["pixel_size"])
+    height = size * _aspect(truth, arrays["pixel_size"].astype(float))
     if tall:
         across, down = 2 * size + gap + 0.12, height + gap
         shape = len(examples), 1 + len(methods)
@@ -982,7 +982,8 @@ def write_measured(folder: Path) -> Path:
 def _measured_figure(arrays: dict[str, np.ndarray], lines: list[dict]):
     """Columns: truth, then methods. Two rows a phantom: scaled image with masks, error."""
     truth, phantoms = arrays["truth"], [str(name) for name in arrays["phantoms"]]
-    labels, pixel = [str(label) for label in arrays["labels"]], arrays["pixel_size"]
+    labels = [str(label) for label in arrays["labels"]]
+    pixel = arrays["pixel_size"].astype(float)
     numbers = {(line["phantom"], line["method"]): line for line in lines}
     images = np.stack(
         [

@@ -151,7 +151,6 @@ def test_noise_has_the_rows_of_the_signal():
         ({"slab": 5}, "plane: expected 5 to 3 with slab 5"),
         ({"channels": (0, 3)}, "channels: expected numbers from 0 to 2"),
         ({"snr_threshold": 1e9}, "frequency selection leaves no rows"),
-        ({"background": "median"}, "matrix_background: expected"),
     ],
 )
 def test_settings_that_do_not_fit(config, settings, words):

@@ -48,7 +48,7 @@ def test_pictures_are_rounded_phantoms(operator, monkeypatch):
     mask = jnp.array([[[1.0, 0, 0], [1, 0, 1]]])
     given = image, mask, jnp.array([3])
     monkeypatch.setattr(phantoms, "batch", lambda *_: given)
-    made = data.pictures("train", 0, 1, None)
+    made = data.pictures(0, 0, 1, operator.scanner.grid)
     assert made.image.dtype == np.uint8 and made.mask.dtype == bool
     np.testing.assert_array_equal(made.image, [[[0, 0, 1], [1, 128, 255]]])
     np.testing.assert_array_equal(made.mask, mask > 0)

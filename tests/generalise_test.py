@@ -145,12 +145,12 @@ def test_bootstrap_interval_is_that_of_the_normal_mean():
     rng = np.random.default_rng(4)
     before = rng.normal(30, 5, 400)
     after = before - 2 + rng.normal(0, 0.5, 400)
-    paired = generalise.bootstrap(before, after, paired=True)
+    paired = generalise.drop(before, after, paired=True)
     assert paired["mean"] == pytest.approx(np.mean(before - after))
     half = 1.96 * np.std(before - after) / np.sqrt(400)
     assert (paired["high"] - paired["low"]) / 2 == pytest.approx(half, rel=0.15)
     # Without pairs both spreads count.
-    apart = generalise.bootstrap(before, after, paired=False)
+    apart = generalise.drop(before, after, paired=False)
     half = 1.96 * np.sqrt((before.var() + after.var()) / 400)
     assert (apart["high"] - apart["low"]) / 2 == pytest.approx(half, rel=0.15)
     assert paired["low"] < paired["mean"] < paired["high"]

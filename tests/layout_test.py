@@ -28,7 +28,7 @@ ALLOWED = {
     "configs": {"configs"},
     "pipeline": {"configs", "mdf", "reconstruct", "scanner"},
     "calibrated": {"configs", "mdf", "pipeline", "scanner"},
-    "checkpoint": set(),
+    "checkpoint": {"configs"},
     # The classical images that the network is given are part of its input.
     "data": BELOW_DATA | {"reconstruct", "calibrated"},
     "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
@@ -45,7 +45,8 @@ ALLOWED = {
         "configs",
     },
     "generalise": BELOW_DATA
-    | {"reconstruct", "models", "metrics", "data", "train", "evaluate", "phantoms_ood"},
+    | {"reconstruct", "models", "metrics", "data", "train", "evaluate", "phantoms_ood"}
+    | {"bootstrap"},
     "report": {"bootstrap"},
 }
 # Library -> the only modules that may import it.
