@@ -21,8 +21,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# Weights that ship with the package: config they were trained by -> SHA-256 of the file.
-SHIPPED: dict[str, str] = {}
+from mpi_jax.configs import SHIPPED
 
 
 def shipped(name: str) -> Path:

@@ -34,6 +34,7 @@ METHODS = (
     "elastic_net",
     "transgan",
 )
+_SHIPPED = next(iter(configs.SHIPPED))  # the weights in use where none are named
 _LINE_EVERY = 10.0  # [s] between lines of progress where there is no terminal
 
 
@@ -240,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         help="MDF file (.mdf, .h5), or .npz file with `voltage` [N, C, V] (receive "
         "channels x samples of one period, in the receiver's unit) as `simulate` writes",
     )
-    source = made.add_mutually_exclusive_group(required=True)
+    source = made.add_mutually_exclusive_group()
     source.add_argument(
         "--system-matrix",
         type=Path,
@@ -251,7 +252,10 @@ def _parser() -> argparse.ArgumentParser:
         "(ny, nx) for an .npz one",
     )
     source.add_argument(
-        "--config", metavar="NAME", help=f"scanner of a config. {names}"
+        "--config",
+        metavar="NAME",
+        help="scanner of a config, for transgan with the weights that ship for it "
+        f"(without any source: {_SHIPPED}). {names}",
     )
     source.add_argument(
         "--run",
@@ -303,6 +307,12 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("evaluate", _evaluate, "Tune and measure methods on test images.")
     workdir(made, required=True)
+    made.add_argument(
+        "--shipped",
+        metavar="NAME",
+        help="make the work folder out of the weights that ship with the package, of the "
+        f"config NAME ({', '.join(configs.SHIPPED)})",
+    )
     made.add_argument(
         "--methods",
         nargs="+",
@@ -456,13 +466,24 @@ def _lam(text: str) -> float | str:
 
 
 def _demo(options) -> None:
-    from mpi_jax import evaluate, report, train
+    from mpi_jax import checkpoint, evaluate, report, train
 
     began = time.monotonic()
     config = configs.get(options.config)
+    # Beside what is trained here: weights that ship for the same scanner.
+    runs = []
+    for name in configs.SHIPPED:
+        other = configs.get(name)
+        if (other.scanner, other.data.test_snr_db) == (
+            config.scanner,
+            config.data.test_snr_db,
+        ):
+            runs.append(options.workdir / f"shipped_{name}")
     with _Progress() as tell:
         train.run(config, options.workdir, resume=options.resume, tell=tell)
-        evaluate.run(options.workdir, num=options.num, tell=tell)
+        for run in runs:
+            train.unpack(checkpoint.shipped(run.name.removeprefix("shipped_")), run)
+        evaluate.run(options.workdir, runs=runs, num=options.num, tell=tell)
     page = report.write(options.workdir)
     _print_table(options.workdir)
     print(f"\n{time.monotonic() - began:.0f} s. Open {page}")
@@ -575,6 +596,12 @@ def _reconstruct(options) -> None:
         raise ValueError(
             f"--method: expected one of {', '.join(METHODS)}; got {options.method!r}"
         )
+    sources = options.system_matrix, options.config, options.folder
+    if options.method != "transgan" and not any(sources):
+        raise ValueError(
+            "one of --system-matrix, --config and --run is needed, but for transgan with "
+            "the weights that ship"
+        )
     is_mdf = options.measurement.suffix in _MDF
     _check_out(options.out, (".npz", ".mdf") if is_mdf else (".npz",))
     if not is_mdf:
@@ -641,8 +668,10 @@ def _train(options) -> None:
 
 
 def _evaluate(options) -> None:
-    from mpi_jax import evaluate, report
+    from mpi_jax import checkpoint, evaluate, report, train
 
+    if options.shipped is not None:
+        train.unpack(checkpoint.shipped(options.shipped), options.workdir)
     with _Progress() as tell:
         evaluate.run(
             options.workdir,
@@ -731,8 +760,6 @@ def _settings(options) -> dict:
             raise ValueError(
                 f"--{name.replace('_', '-')}: not an option of --method {options.method}"
             )
-    if options.method == "transgan" and not options.folder:
-        raise ValueError("--method transgan: expected --run DIR with its weights")
     return given
 
 
@@ -741,18 +768,18 @@ def _from_scanner(options, voltage, settings):
     import jax.numpy as jnp
     import numpy as np
 
-    from mpi_jax import data, evaluate, train
+    from mpi_jax import checkpoint, data, evaluate, train
 
-    config = (
-        train.read_config(options.folder)
-        if options.folder
-        else configs.get(options.config)
-    )
+    place = options.folder
+    if options.method == "transgan":
+        place = place or checkpoint.shipped(options.config or _SHIPPED)
+        config, generator, params = evaluate.load_network(place)
+    else:
+        config = train.read_config(place) if place else configs.get(options.config)
     scanner = data.make_scanner(config)
     voltage = jnp.asarray(data.check_voltage(scanner, voltage))
     mask = None
     if options.method == "transgan":
-        config, generator, params = evaluate.load_network(options.folder)
         operator = data.build(config)
         image, mask = train.predict(generator, params, operator, voltage)
         mask = None if mask is None else np.asarray(mask > 0, np.uint8)

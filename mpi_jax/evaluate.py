@@ -461,9 +461,11 @@ CONTROLS = {
 # --- Networks
 
 
-def load_network(folder: Path) -> tuple[Config, nn.Module, Any]:
-    """Config, generator and what train.predict needs of a run's weights.safetensors."""
-    weights, metadata = checkpoint.load_weights(Path(folder) / "weights.safetensors")
+def load_network(place: Path) -> tuple[Config, nn.Module, Any]:
+    """Config, generator and what train.predict needs, of a work folder or weights file."""
+    place = Path(place)
+    path = place / "weights.safetensors" if place.is_dir() else place
+    weights, metadata = checkpoint.load_weights(path)
     config = configs.from_dict(metadata["config"])
     generator = train.make_networks(config).generator
     return config, generator, jax.tree.map(jnp.asarray, weights)
@@ -534,7 +536,12 @@ def _check_same(workdir, config, folder, other) -> None:
 
 def _distinct(labels: list[str], abouts: list[dict]) -> list[str]:
     """Labels that say what their runs differ in: adversarial weight, seed, number."""
-    for words in ("adversarial weight {adversarial:g}", "seed {seed}", "run {number}"):
+    for words in (
+        "adversarial weight {adversarial:g}",
+        "config {config}",
+        "seed {seed}",
+        "run {number}",
+    ):
         for name in {n for n in labels if labels.count(n) > 1}:
             same = [i for i, n in enumerate(labels) if n == name]
             said = [words.format(**abouts[i], number=k + 1) for k, i in enumerate(same)]

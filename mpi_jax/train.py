@@ -694,6 +694,26 @@ def _is_nan(value) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def unpack(path: Path, workdir: Path) -> None:
+    """Make a work folder out of a weights file: to evaluate and use, not to resume.
+
+    Does nothing where the folder has them already. Raises ValueError where it holds
+    something else.
+    """
+    path, workdir = Path(path), Path(workdir)
+    content, about = path.read_bytes(), checkpoint.load_weights(path)[1]
+    own = workdir / "weights.safetensors"
+    if own.exists() and own.read_bytes() == content:
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir}: expected a new or empty folder, or one with {path.name} alone"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / "config.json", json.dumps(about, indent=1))
+    write_atomically(own, content)
+
+
 def read_config(workdir: Path) -> Config:
     """The config of a work folder; ValueError where there is none to read."""
     path = Path(workdir) / "config.json"

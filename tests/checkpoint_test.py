@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpi_jax import checkpoint
+from mpi_jax import checkpoint, configs
 
 
 def state(step):
@@ -68,3 +68,25 @@ def test_unreadable_weights(tmp_path, content):
         checkpoint.load_weights(path)
     with pytest.raises(FileNotFoundError):
         checkpoint.load_weights(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", configs.SHIPPED)
+def test_shipped_weights_are_the_released_ones(name):
+    path = checkpoint.shipped(name)
+    assert path.stat().st_size < 16 * 2**20
+    about = checkpoint.load_weights(path)[1]
+    assert about["config"]["name"] == name
+    for key in ("commit", "seed", "step", "images", "device"):
+        assert about[key] is not None, key
+    assert about["test"]["num"] >= 600 and about["test"]["psnr"]["mean"] > 20
+    # What it was trained with is what the package would build today.
+    config = configs.from_dict(about["config"])
+    assert config.scanner == configs.get(name).scanner
+    assert config.physics == configs.get(name).physics
+
+
+def test_a_changed_file_is_refused(tmp_path, monkeypatch):
+    name = next(iter(configs.SHIPPED))
+    monkeypatch.setitem(checkpoint.SHIPPED, name, "0" * 64)
+    with pytest.raises(ValueError, match="expected the released file"):
+        checkpoint.shipped(name)

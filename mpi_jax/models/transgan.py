@@ -493,6 +493,7 @@ _demo64 = replace(
 )
 # CPU hours: three rounds of convolutions, the measurement asked in between.
 _unrolled64 = replace(_demo64, local_channels=32, local_blocks=3, local_rounds=3)
+_unrolled32 = replace(_demo32, local_channels=32, local_blocks=3, local_rounds=3)
 
 _physics = replace(_dual, features=5, base=True, local_channels=32, local_blocks=4)
 
@@ -543,6 +544,7 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "demo32_single_matched": replace(
         _demo32, tasks=("recon",), channels=(64, 32, 31), heads=(4, 4, 1)
     ),
+    "unrolled32_dual": _unrolled32,
     "demo64_dual": _demo64,
     "demo64_single": replace(_demo64, tasks=("recon",)),
     "unrolled64_dual": _unrolled64,

@@ -1,0 +1,14 @@
+"""`small64` at 32 x 32: what ships for the scanner of the demo."""
+
+import dataclasses
+
+from mpi_jax.configs import ScannerConfig, small64
+
+CONFIG = dataclasses.replace(
+    small64.CONFIG,
+    name="small32",
+    generator="unrolled32_dual",
+    discriminator="df48_32",
+    scanner=ScannerConfig(pixels=32),
+    steps=6_000,
+)
