@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         import tensorflow_datasets as tfds
 
         tfds.disable_progress_bar()  # it would count records, not images drawn
+        tfds.core.example_serializer.ExampleSerializer.serialize_example = _serialize
         run = _build_phantoms if options.name == "mpi_phantoms" else _build_open_mpi
         print(run(options))
         return 0
@@ -42,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"build.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _serialize(serializer, example) -> bytes:
+    """A record with its fields in order: protobuf's own order is another in each process."""
+    return serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
 
 def _options(arguments):
