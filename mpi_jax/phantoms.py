@@ -35,6 +35,7 @@ TOUCHING = 0.1  # share of the images that run over an edge instead
 PREVIEW = 64  # points per axis of the picture on which the fill is judged
 BRANCHES, STEPS = 9, 7  # of a vessel tree; strokes per branch
 DIGIT_STROKES = 24
+TILE = 64  # sub-pixels per side of what is painted at once on a CPU
 DRAWS = 256  # uniform random numbers set aside for a picture
 
 _SEEDS = {"train": 638137, "validation": 18233, "test": 26306941}
@@ -53,8 +54,8 @@ def _mm(length: float | int) -> float:
 class Polygon(NamedTuple):
     """Convex polygon as half-planes normal . p <= offset; `wall` thick if hollow."""
 
-    normal: Array  # [items, corners, 2]
-    offset: Array  # [items, corners]
+    normal: Array  # [items, 4, 2]
+    offset: Array  # [items, 4]
     wall: Array  # [items]
 
     def paint(self, x, y):
@@ -147,6 +148,8 @@ class Drawing(NamedTuple):
 
     items: Any
     level: Array  # [items] concentration, 0: not drawn
+    lower: Array  # [items, 2] bounding boxes, as drawn
+    upper: Array  # [items, 2]
     scale: Array  # page = scale * drawn + shift
     shift: Array  # [2]
     ramp: Array  # [3] factor on the concentration: ramp . (1, x, y)
@@ -210,11 +213,17 @@ def _turned(points, angle):
 
 
 def _polygons(corners, wall, visible) -> Proposal:
-    """Convex polygons from corners [objects, corners, 2], counter-clockwise."""
+    """Convex polygons from 3 or 4 corners [objects, corners, 2], counter-clockwise."""
     edge = jnp.roll(corners, -1, axis=1) - corners
     normal = jnp.stack([edge[..., 1], -edge[..., 0]], axis=-1)
     normal /= jnp.linalg.norm(normal, axis=-1, keepdims=True)
-    items = Polygon(normal, jnp.sum(normal * corners, axis=-1), wall)
+    offset = jnp.sum(normal * corners, axis=-1)
+    more = ((0, 0), (0, 4 - corners.shape[1]))  # a side said twice changes nothing
+    items = Polygon(
+        jnp.pad(normal, (*more, (0, 0)), mode="edge"),
+        jnp.pad(offset, more, mode="edge"),
+        wall,
+    )
     owner = jnp.arange(len(corners))
     return Proposal(items, owner, visible, corners.min(axis=1), corners.max(axis=1))
 
@@ -544,29 +553,73 @@ def _vessels(draw, split) -> Proposal:
     )
 
 
-_PROPOSE = {
-    "bars": _bars,
-    "rectangles": functools.partial(_objects, shape="rectangles"),
-    "triangles": functools.partial(_objects, shape="triangles"),
-    "ellipses": functools.partial(_objects, shape="ellipses"),
+class _Kind(NamedTuple):
+    """Families that one program paints: a program takes seconds to compile."""
+
+    propose: dict[str, Any]  # family -> (draws, split) -> Proposal
+    items: int  # the most of any of them
+
+
+_KINDS = {
+    "polygons": _Kind(
+        {
+            "bars": _bars,
+            "rectangles": functools.partial(_objects, shape="rectangles"),
+            "triangles": functools.partial(_objects, shape="triangles"),
+        },
+        6,
+    ),
+    "ellipses": _Kind({"ellipses": functools.partial(_objects, shape="ellipses")}, 5),
     # Numbers: the test split's are glyphs, the others' are drawn with a pen.
-    "pen": _pen,
-    "glyphs": _glyphs,
-    "vessels": _vessels,
+    "strokes": _Kind({"numbers": _pen, "vessels": _vessels}, 3 * DIGIT_STROKES),
+    "glyphs": _Kind({"numbers": _glyphs}, 3),
 }
+_KIND_OF = {
+    name: kind
+    for kind in ("polygons", "ellipses", "strokes")
+    for name in _KINDS[kind][0]
+}
+
+
+def _propose(values, kind: str, family, split):
+    """A proposal of the family with this number, filled up to the items of its kind, and
+    the uniform numbers that are left to compose it with: one, one an item, seven.
+    """
+
+    def of(propose):
+        draw = _Draws(values)
+        proposal = propose(draw, split)
+        numbers = draw.unit(), draw.unit(proposal.owner.shape), draw.unit((7,))
+        missing = _KINDS[kind].items - len(proposal.owner)
+
+        def filled(a):
+            if a.ndim == 0:
+                return a
+            more = ((0, missing),) + ((0, 0),) * (a.ndim - 1)
+            return jnp.pad(a, more, mode="edge")
+
+        visible = jnp.pad(proposal.visible, (0, missing))
+        numbers = numbers[0], filled(numbers[1]), numbers[2]
+        return jax.tree.map(filled, proposal)._replace(visible=visible), numbers
+
+    names = list(_KINDS[kind].propose)
+    branch = [names.index(name) if name in names else 0 for name in FAMILIES]
+    branches = [functools.partial(of, f) for f in _KINDS[kind].propose.values()]
+    return lax.switch(jnp.asarray(branch)[family], branches)
 
 
 # --- From a proposal to pixels
 
 
-def _compose(draw, proposal: Proposal, half) -> Drawing:
+def _compose(numbers, proposal: Proposal, half) -> Drawing:
     """Give the objects concentrations and the picture a place; half: FOV / 2 [2]."""
     # Half of the images are all 1, four in ten have a level per object, one a ramp.
-    kind = draw.uniform(0, 1)
-    several = draw.uniform(0.2, 1, proposal.owner.shape)[proposal.owner]
-    level = jnp.where((kind >= 0.5) & (kind < 0.9), several, 1.0)
+    share, several, rest = numbers
+    draw = _Draws(rest)
+    several = (0.2 + 0.8 * several)[proposal.owner]
+    level = jnp.where((share >= 0.5) & (share < 0.9), several, 1.0)
     level = jnp.where(proposal.visible, level, 0.0)
-    low = jnp.where(kind >= 0.9, draw.uniform(0.2, 0.6), 1.0)
+    low = jnp.where(share >= 0.9, draw.uniform(0.2, 0.6), 1.0)
     slope = _turned(jnp.array([1.0, 0.0]), draw.uniform(0, 2 * math.pi))
     slope = slope * (1 - low) / 2 / jnp.sum(jnp.abs(slope) * half)
     ramp = jnp.append((1 + low) / 2, slope)
@@ -584,7 +637,8 @@ def _compose(draw, proposal: Proposal, half) -> Drawing:
     over = over + jnp.sign(over) * draw.uniform(0.01, 0.08)
     side = draw.integer(0, 2 * round(1 / TOUCHING))
     shift = jnp.where(jnp.arange(2) == side, over, shift)
-    return Drawing(proposal.items, level, scale, shift, ramp)
+    boxes = proposal.lower, proposal.upper
+    return Drawing(proposal.items, level, *boxes, scale, shift, ramp)
 
 
 def _paint(drawing: Drawing, x, y, width):
@@ -604,19 +658,35 @@ def _paint(drawing: Drawing, x, y, width):
 
     empty = jnp.zeros((y.shape[0], x.shape[1]))
     layers = (drawing.items, drawing.level)
-    # Unrolled, a group of items is one fused pass over the points.
-    (concentration, coverage), _ = lax.scan(add, (empty, empty), layers, unroll=2)
+    if jax.default_backend() == "cpu":
+        # Only what is seen and near: most strokes of a vessel tree are elsewhere.
+        near = drawing.level > 0
+        for points, axis in ((x, 0), (y, 1)):
+            near &= drawing.lower[:, axis] - 1 / sharpness <= jnp.max(points)
+            near &= drawing.upper[:, axis] + 1 / sharpness >= jnp.min(points)
+        order = jnp.argsort(~near)
+        layers = jax.tree.map(lambda a: a[order], layers)
+
+        def one(i, carry):
+            return add(carry, jax.tree.map(lambda a: a[i], layers))[0]
+
+        found = lax.fori_loop(0, jnp.sum(near), one, (empty, empty))
+    else:
+        # Unrolled, a group of items is one fused pass over the points.
+        found, _ = lax.scan(add, (empty, empty), layers, unroll=2)
+    concentration, coverage = found
     return concentration * factor, coverage
 
 
-def _draw(key, family: str, split, half) -> Drawing:
+def _draw(key, kind: str, family, split, half) -> Drawing:
     """The first of at most TRIES proposals whose fill is within FILL, else the last."""
     at = (np.arange(PREVIEW, dtype=np.float32) + 0.5) / PREVIEW * 2 - 1
     x, y = at[None] * half[0], at[:, None] * half[1]
 
     def attempt(number):
-        draw = _Draws(random.uniform(random.fold_in(key, number), (DRAWS,)))
-        drawing = _compose(draw, _PROPOSE[family](draw, split), half)
+        values = random.uniform(random.fold_in(key, number), (DRAWS,))
+        proposal, numbers = _propose(values, kind, family, split)
+        drawing = _compose(numbers, proposal, half)
         # Edges as of a fine grid: a soft edge would thicken what is thin.
         return number + 1, drawing, jnp.mean(_paint(drawing, x, y, 1 / 256)[1])
 
@@ -638,22 +708,49 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     across = (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
     down = (np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1
     width = half[0] / (nx * sx) + half[1] / (ny * sy)
-    fine = _paint(drawing, across[None] * half[0], -down[:, None] * half[1], width)
-    return tuple(f.reshape(ny, sy, nx, sx).mean(axis=(1, 3)) for f in fine)
 
+    def pixels(across, down):
+        fine = _paint(drawing, across[None] * half[0], -down[:, None] * half[1], width)
+        shape = len(down) // sy, sy, len(across) // sx, sx
+        return tuple(f.reshape(shape).mean(axis=(1, 3)) for f in fine)
 
-@functools.partial(jax.jit, static_argnames=("shape", "family"))
-def _picture(key, half, split, shape, family):
-    """Concentration and mask of one image; split: its number, which may be traced."""
-    if family == "numbers":
-        return lax.cond(
-            split == SPLITS.index("test"),
-            lambda: _picture(key, half, split, shape, "glyphs"),
-            lambda: _picture(key, half, split, shape, "pen"),
+    if jax.default_backend() != "cpu":
+        return pixels(across, down)
+    # Tiles, so that items which are elsewhere can be left out; the last may overlap.
+    ty, tx = (min(n, max(1, TILE // s)) for n, s in ((ny, sy), (nx, sx)))
+    rows, columns = (-(-n // t) for n, t in ((ny, ty), (nx, tx)))
+    across, down = jnp.asarray(across), jnp.asarray(down)
+    empty = jnp.zeros(shape)
+
+    def tile(number, found):
+        y = jnp.minimum(number // columns * ty, ny - ty)
+        x = jnp.minimum(number % columns * tx, nx - tx)
+        made = pixels(
+            lax.dynamic_slice(across, (x * sx,), (tx * sx,)),
+            lax.dynamic_slice(down, (y * sy,), (ty * sy,)),
         )
-    drawing = _draw(key, family, split, half)
-    concentration, coverage = _render(drawing, shape, half)
-    return jnp.clip(concentration, 0, 1), _covered(coverage)
+        return tuple(
+            lax.dynamic_update_slice(f, m, (y, x))
+            for f, m in zip(found, made, strict=True)
+        )
+
+    return lax.fori_loop(0, rows * columns, tile, (empty, empty))
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "kind"))
+def _picture(key, half, split, family, shape, kind):
+    """Concentration and mask of one image; the numbers of split and family are traced."""
+
+    def painted(kind):
+        drawing = _draw(key, kind, family, split, half)
+        concentration, coverage = _render(drawing, shape, half)
+        return jnp.clip(concentration, 0, 1), _covered(coverage)
+
+    if kind != "strokes":
+        return painted(kind)
+    glyphs = split == SPLITS.index("test")
+    glyphs &= family == FAMILIES.index("numbers")
+    return lax.cond(glyphs, lambda: painted("glyphs"), lambda: painted("strokes"))
 
 
 def _covered(coverage):
@@ -694,12 +791,12 @@ def _by_number(number, key, grid, split):
     """Picture of the family FAMILIES[number]; number may be traced."""
     split = jnp.asarray(_split_number(split))
     shape, half = _geometry(grid)
-    makers = [
-        functools.partial(_picture, shape=shape, family=family) for family in FAMILIES
-    ]
+    kinds = list(dict.fromkeys(_KIND_OF.values()))
     if isinstance(number, int):
-        return makers[number](key, half, split)
-    return lax.switch(number, makers, key, half, split)
+        return _picture(key, half, split, number, shape, _KIND_OF[FAMILIES[number]])
+    which = jnp.asarray([kinds.index(_KIND_OF[name]) for name in FAMILIES])[number]
+    makers = [functools.partial(_picture, shape=shape, kind=kind) for kind in kinds]
+    return lax.switch(which, makers, key, half, split, number)
 
 
 # --- The public functions
@@ -771,16 +868,16 @@ def indices(
     return stride * turn + jnp.asarray(numbers)[place]
 
 
-def _each(make, keys):
-    """make(key) for every key, with the same bits however many keys there are.
+def _each(make, items):
+    """make(item) for every item, with the same bits however many there are.
 
     One at a time on a CPU: what a picture is painted on then stays in the cache (up to
     four times the speed), and no bit depends on the size of the batch. Chosen by the
     default backend, for lax.platform_dependent traces every picture twice.
     """
     if jax.default_backend() == "cpu":
-        return lax.map(make, keys)
-    return jax.vmap(make)(keys)
+        return lax.map(make, items)
+    return jax.vmap(make)(items)
 
 
 def batch(
@@ -808,16 +905,26 @@ def batch(
     stride = len(chosen)
     first = (np.arange(stride) - start) % stride  # place in the batch, per family
     turns = np.arange(-(-size // stride))
-    parts = []
-    for slot, number in enumerate(chosen):
-        own = indices(start + first[slot] + stride * turns, families, images)
+    made = {}
+    for kind in dict.fromkeys(_KIND_OF[FAMILIES[number]] for number in chosen):
+        slots = [i for i, n in enumerate(chosen) if _KIND_OF[FAMILIES[n]] == kind]
+        own = jnp.concatenate(
+            [
+                indices(start + first[i] + stride * turns, families, images)
+                for i in slots
+            ]
+        )
         keys = jax.vmap(functools.partial(_key, split))(own)
 
-        def make(key, family=FAMILIES[number]):
-            return _picture(key, half, split, shape, family)
+        def make(item, kind=kind):
+            return _picture(item[0], half, split, item[1], shape, kind)
 
-        parts.append(_each(make, keys))
-    pictures, masks = (jnp.stack(part) for part in zip(*parts, strict=True))
+        parts = _each(make, (keys, own % len(FAMILIES)))
+        parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]
+        made |= {i: part for i, *part in zip(slots, *parts, strict=True)}
+    pictures, masks = (
+        jnp.stack(p) for p in zip(*map(made.get, range(stride)), strict=True)
+    )
     slot = (start + place) % stride
     turn = (place - first[slot]) // stride
     found = pictures[slot, turn], masks[slot, turn].astype(jnp.float32)

@@ -85,6 +85,8 @@ def painted(proposal, shape=(64, 64)):
     drawing = phantoms.Drawing(
         proposal.items,
         jnp.where(proposal.visible, 1.0, 0.0),
+        proposal.lower,
+        proposal.upper,
         jnp.float32(1),
         jnp.zeros(2),
         jnp.array([1.0, 0.0, 0.0]),
@@ -156,8 +158,8 @@ def test_ellipse_against_counting():
         jnp.asarray(half, jnp.float32)[None],
         jnp.array([9.0]),
     )
-    box = jnp.zeros((1, 2))
-    proposal = phantoms.Proposal(item, jnp.arange(1), jnp.array([True]), box, box)
+    box = jnp.full((1, 2), -0.5), jnp.full((1, 2), 0.5)
+    proposal = phantoms.Proposal(item, jnp.arange(1), jnp.array([True]), *box)
     got = painted(proposal)[1]
     np.testing.assert_allclose(got.mean(), np.pi * half.prod(), rtol=3e-3)
     np.testing.assert_allclose(got, brute_force(solid), atol=0.06)
