@@ -193,3 +193,34 @@ def test_average_pool_is_the_mean_of_blocks():
     np.testing.assert_allclose(pooled[:, 1, 0], x[:, 4:, :4].mean((1, 2)), **TOLERANCE)
     with pytest.raises(ValueError, match="got 3"):
         layers.average_pool(jnp.asarray(x), 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5, 9, 11), (2, 4, 4, 8, 8), (2, 6, 6, 2, 9)])
+def test_convolution_and_its_slopes_against_loops(shape):
+    batch, ny, nx, inputs, outputs = shape
+    x = np.asarray(normal(0, batch, ny, nx, inputs), np.float64)
+    kernel = np.asarray(normal(1, 3, 3, inputs, outputs), np.float64)
+    slope = np.asarray(normal(2, batch, ny, nx, outputs), np.float64)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out, to_kernel, to_padded = 0.0, np.zeros_like(kernel), np.zeros_like(padded)
+    for i, j in itertools.product(range(3), range(3)):
+        seen = np.s_[:, i : i + ny, j : j + nx]
+        out = out + padded[seen] @ kernel[i, j]
+        to_kernel[i, j] = np.einsum("bync,bynk->ck", padded[seen], slope)
+        to_padded[seen] += slope @ kernel[i, j].T
+
+    module = layers.conv3x3(outputs, "float32", "conv")
+
+    def apply(kernel, x):
+        params = {"kernel": kernel, "bias": jnp.zeros(outputs)}
+        return module.apply({"params": params}, x)
+
+    @jax.jit
+    def both(kernel, x, slope):
+        found, back = jax.vjp(apply, kernel, x)
+        return found, *back(slope)
+
+    found = both(*(jnp.asarray(a, jnp.float32) for a in (kernel, x, slope)))
+    expected = out, to_kernel, to_padded[:, 1:-1, 1:-1]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())

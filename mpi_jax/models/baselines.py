@@ -193,7 +193,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Maps) -> NewMaps:
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv")(x)
+        x = layers.conv3x3(self.channels, self.dtype, "conv")(x)
         x = nn.GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
         return nn.relu(x) if self.active else x
 

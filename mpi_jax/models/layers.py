@@ -12,7 +12,8 @@ a cell, so a map is cut into cells once per stage and not once per block.
 The design is that of TransGAN (Jiang, Chang, Wang 2021, arXiv 2102.07074): PixelNorm,
 learned relative position bias, grid cells without shift, bicubic and pixel-shuffle
 up-sampling. This is an independent implementation of the description. Ours: attention
-bias built without a gather, float32 softmax and norms under bfloat16 activations.
+bias built without a gather, float32 softmax and norms under bfloat16 activations, the
+kernels' slope in 3 x 3 convolutions on a CPU.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 Norm = Literal["pixel", "layer"]
@@ -36,6 +38,7 @@ Bases = Float[Array | np.ndarray, "_batch _ny _nx"]
 Critiqued = Float[Array | np.ndarray, "batch _ny _nx _channels"]
 
 START = 8  # pixels per side of the first map that a stem makes
+NARROW = 8  # fewer channels than this: XLA's slope of a kernel is as fast as ours
 
 small_normal = nn.initializers.truncated_normal(0.02)
 fan_in_normal = nn.initializers.lecun_normal()
@@ -74,7 +77,7 @@ class PixelNorm(nn.Module):
     def __call__(self, x: Float[Array, "*b channels"]) -> Float[Array, "*b channels"]:
         x = x.astype(jnp.float32)  # squares of bfloat16 lose what the mean needs
         power = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(power + 1e-8)).astype(self.dtype)
+        return (x * lax.rsqrt(power + 1e-8)).astype(self.dtype)
 
 
 def normalisation(kind: Norm, dtype: Dtype, name: str) -> nn.Module:
@@ -111,6 +114,60 @@ def relative_bias(
     both = toeplitz(jnp.moveaxis(in_y, 2, 0))  # query x, key x, query y, key y, heads
     tokens = both.shape[0] ** 2
     return both.transpose(4, 2, 0, 3, 1).reshape(heads, tokens, tokens)
+
+
+def conv3x3(channels: int, dtype: Dtype, name: str) -> nn.Conv:
+    """3 x 3 convolution that keeps the size of the map; Flax's, but see `_convolve`."""
+    cpu = jax.default_backend() == "cpu"
+    special = {"conv_general_dilated": _convolve} if cpu else {}
+    return nn.Conv(channels, (3, 3), dtype=dtype, name=name, **special)
+
+
+def _convolve(x, kernel, strides, padding, **settings):
+    """lax.conv_general_dilated for `conv3x3`, wide kernels with a slope of our own."""
+    if min(kernel.shape[2:]) < NARROW:
+        return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+    return _convolve_wide(x, kernel)
+
+
+def _plain(x, kernel):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_vjp
+def _convolve_wide(x, kernel):
+    """x [B, ny, nx, C] and kernel [3, 3, C, K] to [B, ny, nx, K].
+
+    XLA takes the slope with respect to the kernel for a convolution with a window as
+    large as the map; on a CPU that made up three quarters of a training step. Here it
+    is one matrix product: three shifts of x in one direction by three of the slope in
+    the other. Up to three times as fast, and closer to float64.
+    """
+    return _plain(x, kernel)
+
+
+def _convolve_forward(x, kernel):
+    return _plain(x, kernel), (x, kernel)
+
+
+def _convolve_backward(kept, slope):
+    x, kernel = kept
+    (ny, nx), (inputs, outputs) = x.shape[1:3], kernel.shape[2:]
+    transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    columns = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    columns = [columns[:, :, j : j + nx] for j in range(3)]
+    rows = jnp.pad(slope, ((0, 0), (2, 2), (0, 0), (0, 0)))
+    rows = [rows[:, 2 - i : 4 - i + ny] for i in range(3)]
+    left = jnp.concatenate(columns, axis=-1).reshape(-1, 3 * inputs)
+    right = jnp.concatenate(rows, axis=-1).reshape(-1, 3 * outputs)
+    product = jnp.matmul(left.T, right, preferred_element_type=jnp.float32)
+    product = product.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)
+    return _plain(slope, transposed), product.astype(kernel.dtype)
+
+
+_convolve_wide.defvjp(_convolve_forward, _convolve_backward)
 
 
 class Attention(nn.Module):

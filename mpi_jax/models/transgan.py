@@ -329,7 +329,7 @@ class Generator(nn.Module):
         )
 
     def _conv(self, channels, name) -> nn.Conv:
-        return nn.Conv(channels, (3, 3), dtype=self.config.dtype, name=name)
+        return layers.conv3x3(channels, self.config.dtype, name)
 
 
 @dataclass(frozen=True)
