@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         # Flat modules: tensorflow-datasets wants importlib_resources for packages.
         sys.path.insert(0, str(HERE / options.name))
         cli.quick_compilation()
+        # A picture is painted by one core; the others paint their own.
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = flags.strip()
         import tensorflow_datasets as tfds
 
         tfds.disable_progress_bar()  # it would count records, not images drawn
@@ -61,7 +64,7 @@ def _options(arguments):
         "--workers",
         type=int,
         default=os.cpu_count(),
-        help="processes that draw (mpi_phantoms)",
+        help="threads that draw (mpi_phantoms)",
     )
     parser.add_argument(
         "--from",

@@ -678,14 +678,16 @@ def _paint(drawing: Drawing, x, y, width):
     return concentration * factor, coverage
 
 
-def _draw(key, kind: str, family, split, half) -> Drawing:
-    """The first of at most TRIES proposals whose fill is within FILL, else the last."""
+def _draw(values, kind: str, family, split, half) -> Drawing:
+    """The first of TRIES proposals whose fill is within FILL, else the last.
+
+    values: `_values` of the picture.
+    """
     at = (np.arange(PREVIEW, dtype=np.float32) + 0.5) / PREVIEW * 2 - 1
     x, y = at[None] * half[0], at[:, None] * half[1]
 
     def attempt(number):
-        values = random.uniform(random.fold_in(key, number), (DRAWS,))
-        proposal, numbers = _propose(values, kind, family, split)
+        proposal, numbers = _propose(values[number], kind, family, split)
         drawing = _compose(numbers, proposal, half)
         # Edges as of a fine grid: a soft edge would thicken what is thin.
         return number + 1, drawing, jnp.mean(_paint(drawing, x, y, 1 / 256)[1])
@@ -738,11 +740,11 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "kind"))
-def _picture(key, half, split, family, shape, kind):
+def _picture(values, half, split, family, shape, kind):
     """Concentration and mask of one image; the numbers of split and family are traced."""
 
     def painted(kind):
-        drawing = _draw(key, kind, family, split, half)
+        drawing = _draw(values, kind, family, split, half)
         concentration, coverage = _render(drawing, shape, half)
         return jnp.clip(concentration, 0, 1), _covered(coverage)
 
@@ -792,11 +794,12 @@ def _by_number(number, key, grid, split):
     split = jnp.asarray(_split_number(split))
     shape, half = _geometry(grid)
     kinds = list(dict.fromkeys(_KIND_OF.values()))
+    values = _values(key)
     if isinstance(number, int):
-        return _picture(key, half, split, number, shape, _KIND_OF[FAMILIES[number]])
+        return _picture(values, half, split, number, shape, _KIND_OF[FAMILIES[number]])
     which = jnp.asarray([kinds.index(_KIND_OF[name]) for name in FAMILIES])[number]
     makers = [functools.partial(_picture, shape=shape, kind=kind) for kind in kinds]
-    return lax.switch(which, makers, key, half, split, number)
+    return lax.switch(which, makers, values, half, split, number)
 
 
 # --- The public functions
@@ -826,6 +829,12 @@ def sample(
 def _key(split, index):
     seed = jnp.asarray(list(_SEEDS.values()))[split]
     return random.fold_in(random.key(seed, impl="threefry2x32"), index)
+
+
+def _values(key):
+    """Uniform random numbers of all proposals for a picture, [TRIES, DRAWS]."""
+    keys = jax.vmap(functools.partial(random.fold_in, key))(jnp.arange(TRIES))
+    return jax.vmap(lambda key: random.uniform(key, (DRAWS,)))(keys)
 
 
 def image(split: str, index, grid) -> Float[Array, "ny nx"]:
@@ -905,21 +914,19 @@ def batch(
     stride = len(chosen)
     first = (np.arange(stride) - start) % stride  # place in the batch, per family
     turns = np.arange(-(-size // stride))
+    own = indices(start + first[:, None] + stride * turns[None], families, images)
+    values = jax.vmap(lambda index: _values(_key(split, index)))(own.reshape(-1))
+    values = values.reshape(*own.shape, *values.shape[1:])
     made = {}
     for kind in dict.fromkeys(_KIND_OF[FAMILIES[number]] for number in chosen):
         slots = [i for i, n in enumerate(chosen) if _KIND_OF[FAMILIES[n]] == kind]
-        own = jnp.concatenate(
-            [
-                indices(start + first[i] + stride * turns, families, images)
-                for i in slots
-            ]
-        )
-        keys = jax.vmap(functools.partial(_key, split))(own)
 
         def make(item, kind=kind):
             return _picture(item[0], half, split, item[1], shape, kind)
 
-        parts = _each(make, (keys, own % len(FAMILIES)))
+        items = values[np.asarray(slots)], own[np.asarray(slots)] % len(FAMILIES)
+        items = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), items)
+        parts = _each(make, items)
         parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]
         made |= {i: part for i, *part in zip(slots, *parts, strict=True)}
     pictures, masks = (

@@ -1,8 +1,8 @@
-"""Draw the data set in parts: files that appear whole or not at all, by processes.
+"""Draw the data set in parts: files that appear whole or not at all, by threads.
 
 A part is an .npz file of some hundred images of one split, named after the first. Which
 parts there are, and every bit in them, depends on the variant alone, not on the number
-of processes or on how often the work was stopped.
+of threads or on how often the work was stopped.
 """
 
 import concurrent.futures
@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ import jax
 import numpy as np
 
 import mpi_jax
-from mpi_jax import cli, data, phantoms, scanner, system_matrix
+from mpi_jax import data, phantoms, scanner, system_matrix
 
 DRAWN = 60  # pictures a call
 
@@ -83,16 +81,16 @@ def missing(variant: Variant, folder: Path) -> list[tuple[str, int, int]]:
 def draw(
     variant: Variant, folder: Path, workers: int
 ) -> Iterator[tuple[str, int, int]]:
-    """Draw what is missing with so many processes; yields each part as it is there."""
+    """Draw what is missing with so many threads; yields each part as it is there.
+
+    A picture is painted by one core, outside of Python, so that threads are as good as
+    processes and share what the first of them compiled.
+    """
     todo = missing(variant, folder)
-    if not todo:
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(todo)),
-        multiprocessing.get_context("spawn"),
-        initializer=_enter,
-    ) as pool:
-        jobs = {pool.submit(draw_part, variant, folder, *part): part for part in todo}
+    if todo:
+        _fields(variant, *todo[0][:2])  # compiled here, once
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(draw_part, variant, folder, *p): p for p in todo}
         try:
             for job in concurrent.futures.as_completed(jobs):
                 job.result()
@@ -102,44 +100,34 @@ def draw(
             raise
 
 
-def _enter():
-    """A process of its own for one core, which ends with the one that started it."""
-    cli.quick_compilation()
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-    def follow():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 def draw_part(
     variant: Variant, folder: Path, split: str, start: int, count: int
 ) -> None:
     """One part: image [n, side, side] uint8, mask [n, side^2 / 8] packed, family [n],
     and signal [n, 2, 1632] float32 where the variant stores it.
     """
-    made, size = [], min(DRAWN, variant.part)
-    device = _scanner(variant.side)
-    for first in range(start, start + count, size):
-        number = phantoms.SPLITS.index(split)
-        pictures = data.draw_pictures(number, first, size, device.grid)
-        fields = {
-            "image": np.asarray(pictures.image),
-            "mask": np.packbits(np.asarray(pictures.mask).reshape(size, -1), axis=-1),
-            "family": np.asarray(pictures.family, np.int32),
-        }
-        if variant.signals:
-            fields["signal"] = np.asarray(_signals(variant.side)(pictures.image))
-        made.append(fields)
+    starts = range(start, start + count, min(DRAWN, variant.part))
+    made = [_fields(variant, split, first) for first in starts]
     arrays = {
         field: np.concatenate([part[field] for part in made])[:count]
         for field in made[0]
     }
     _whole(name(folder, split, start), lambda file: np.savez_compressed(file, **arrays))
+
+
+def _fields(variant, split, start):
+    """The arrays of `draw_part` for as many images as are drawn in one call."""
+    size, number = min(DRAWN, variant.part), phantoms.SPLITS.index(split)
+    grid = _scanner(variant.side).grid
+    pictures = data.draw_pictures(number, start, size, grid)
+    fields = {
+        "image": np.asarray(pictures.image),
+        "mask": np.packbits(np.asarray(pictures.mask).reshape(size, -1), axis=-1),
+        "family": np.asarray(pictures.family, np.int32),
+    }
+    if variant.signals:
+        fields["signal"] = np.asarray(_signals(variant.side)(pictures.image))
+    return fields
 
 
 def load(variant: Variant, folder: Path, split: str, start: int, count: int) -> dict:
