@@ -30,7 +30,7 @@ VARIANTS = {
     ),
     "side64": (
         "64 x 64, one epoch of the training config small64",
-        phantom_parts.Variant(64, 240_000, 6_000),
+        phantom_parts.Variant(64, 76_800, 6_000),
     ),
     "side32": (
         "32 x 32, one epoch of the training config small",

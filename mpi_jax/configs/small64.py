@@ -4,7 +4,7 @@ It learns from signals of 35 to 50 dB, so that it knows more than one noise leve
 tested at 40 dB like the others. The mask's terms weigh less than the paper's 5 and 5:
 the gradient of Dice, which is the same way for a whole object, is some ten times that of
 the image's error and drowned it (validation PSNR after 3,600 images: 30.1 dB with 5 and
-5, 31.2 dB with 1 and 0.1, 31.4 dB with 1 and 0, 31.9 dB without a mask).
+5, 31.2 dB with 1 and 0.1, 31.4 dB with 1 and 0).
 """
 
 import dataclasses
