@@ -503,6 +503,8 @@ def _about(folder: Path, config: Config, generator: Any) -> dict[str, Any]:
         "config": config.name,
         "generator": config.generator,
         "adversarial": config.loss.adversarial,
+        "bce": config.loss.bce,
+        "dice": config.loss.dice,
         "physics": config.physics.rank,
         "seed": config.seed,
         "images_seen": metadata.get("images"),
@@ -538,6 +540,7 @@ def _distinct(labels: list[str], abouts: list[dict]) -> list[str]:
     """Labels that say what their runs differ in: adversarial weight, seed, number."""
     for words in (
         "adversarial weight {adversarial:g}",
+        "mask terms {bce:g} BCE + {dice:g} Dice",
         "config {config}",
         "seed {seed}",
         "run {number}",

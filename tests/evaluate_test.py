@@ -236,7 +236,7 @@ def test_bad_input(trained, tmp_path):
 
 def test_labels_tell_runs_apart():
     abouts = [
-        {"adversarial": a, "config": "c", "seed": s}
+        {"adversarial": a, "bce": 5.0, "dice": 5.0, "config": "c", "seed": s}
         for a, s in ((0, 0), (1, 0), (1, 1), (1, 1))
     ]
     assert evaluate._distinct(["A"] * 4, abouts) == [
@@ -247,4 +247,9 @@ def test_labels_tell_runs_apart():
     ]
     two = [abouts[0], {**abouts[0], "config": "d"}]
     assert evaluate._distinct(["A"] * 2, two) == ["A, config c", "A, config d"]
+    two = [abouts[0], {**abouts[0], "dice": 0.1}]
+    assert evaluate._distinct(["A"] * 2, two) == [
+        "A, mask terms 5 BCE + 5 Dice",
+        "A, mask terms 5 BCE + 0.1 Dice",
+    ]
     assert evaluate._distinct(["A", "B"], abouts[:2]) == ["A", "B"]

@@ -26,6 +26,7 @@ LEARNED = {
     "physics_matched": "the same, matched to physics",
     "no_gan": "physics without adversary",
     "wgan": "physics with WGAN-GP",
+    "light_mask": "physics with light mask terms",
 }
 TABLES = {
     "paper": "128 x 128, accelerator",

@@ -23,6 +23,7 @@ def rows(
     physics features; physics: what the latter get; side: of the baselines' images.
     """
     regression = dataclasses.replace(base.loss, adversarial=0.0)
+    light = dataclasses.replace(base.loss, bce=1.0, dice=0.1)  # see small64
     tikhonov = dataclasses.replace(physics, lams=TIKHONOV, iterations=0, refine=0)
     dual = {"generator": guided.format("dual"), "physics": physics}
 
@@ -45,6 +46,7 @@ def rows(
         "physics_matched": dual | {"generator": guided.format("single_matched")},
         "no_gan": dual | {"loss": regression},
         "wgan": dual | {"loss": dataclasses.replace(base.loss, kind="wgangp")},
+        "light_mask": dual | {"loss": light},
     }
     made = {}
     for variation in LEARNED:
