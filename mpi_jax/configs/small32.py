@@ -10,5 +10,5 @@ CONFIG = dataclasses.replace(
     generator="unrolled32_dual",
     discriminator="df48_32",
     scanner=ScannerConfig(pixels=32),
-    steps=6_000,
+    steps=3_000,
 )
