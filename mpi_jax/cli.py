@@ -85,10 +85,12 @@ def _keep_memory() -> None:
 
 
 def quick_compilation() -> None:
-    """Compile for short waits where only the CPU is there.
+    """Compile for short waits: programs are kept for the next time, and optimised less
+    where only the CPU is there.
 
-    XLA's full CPU optimisation takes several times longer to compile a network and
-    doesn't make it faster; it is left alone on accelerators and where XLA_FLAGS is set.
+    Kept in ~/.cache/mpi_jax, or where JAX_COMPILATION_CACHE_DIR says. XLA's full CPU
+    optimisation takes several times longer to compile a network and doesn't make it
+    faster; it is left alone on accelerators and where XLA_FLAGS is set.
     """
     accelerators = (
         "jax_cuda12_plugin",
@@ -98,6 +100,11 @@ def quick_compilation() -> None:
     )
     if not any(importlib.util.find_spec(name) for name in accelerators):
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or not ours to write
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        programs = Path(cache) / "mpi_jax"
+        programs.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, one-line errors, kills, full disks."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -40,6 +41,32 @@ def test_training_leaves_everything(trained):
     assert about["config"]["name"] == "test" and about["version"] and params
     best = max(n.get("validation_psnr", 0) for n in lines)
     assert about["validation_psnr"] == best
+
+
+@pytest.mark.parametrize("home", ["writable", "a file"])
+def test_compiled_programs_are_kept_for_the_next_time(home, command, tmp_path):
+    """In the user's cache folder; where there can be none, work goes on without."""
+    cache = tmp_path / "cache"
+    if home == "a file":
+        cache.write_text("")
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"XDG_CACHE_HOME": str(cache), "JAX_NUM_CPU_DEVICES": "1"}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # however quick this CPU is
+    out = tmp_path / "signals.npz"
+    words = ("simulate", "--config", "test", "--num", 2, "--out", out)
+    done = command(*words, env=env)
+    assert done.returncode == 0, done.stderr
+    kept = sorted(cache.glob("mpi_jax/jit_*"))
+    assert bool(kept) == (home == "writable")
+    if kept:
+        times = [file.stat().st_mtime_ns for file in kept]
+        first = dict(np.load(out))
+        done = command(*words, env=env)
+        assert done.returncode == 0, done.stderr
+        assert sorted(cache.glob("mpi_jax/jit_*")) == kept
+        assert [file.stat().st_mtime_ns for file in kept] == times
+        again = np.load(out)
+        assert all(np.array_equal(first[k], again[k]) for k in first)
 
 
 def test_killed_and_full_and_resumed_is_bit_equal(trained, command, tmp_path):

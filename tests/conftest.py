@@ -50,10 +50,10 @@ def command():
 
     environment = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
 
-    def run(*arguments, background=False, before=None):
+    def run(*arguments, background=False, before=None, env=environment):
         words = [sys.executable, "-m", "mpi_jax", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(words, env=environment, preexec_fn=before, **pipes)
+        process = subprocess.Popen(words, env=env, preexec_fn=before, **pipes)
         if background:
             return process
         out, err = process.communicate(timeout=540)
