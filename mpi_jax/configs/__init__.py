@@ -59,7 +59,7 @@ CONFIGS = {
 
 # Configs that weights ship for (mpi_jax/weights), the default first -> SHA-256 of the file.
 SHIPPED = {
-    "table64_physics": "9a9b85180ec5e4d0cbc543433b51f9bf317c3b660d50a9081e7c09e4910edcbc",
+    "small64": "48366a3593e217f7e6b45286b50303d28beef7e9d62660c04e34750919a2279e",
 }
 
 

@@ -11,7 +11,6 @@ import dataclasses
 
 from mpi_jax.configs import (
     DataConfig,
-    LossConfig,
     OptimiserConfig,
     PhysicsConfig,
     ScannerConfig,
@@ -26,7 +25,6 @@ CONFIG = dataclasses.replace(
     scanner=ScannerConfig(pixels=64),
     data=DataConfig(batch_size=16, snr_db=(35.0, 50.0), test_snr_db=40.0),
     physics=PhysicsConfig(rank=1024, rho=3e-4, iterations=20, refine=0),
-    loss=LossConfig(bce=1.0, dice=0.1, adversarial=0.01),
     optimiser=OptimiserConfig(
         learning_rate=1e-3, schedule="cosine", warmup=100, b1=0.9, b2=0.999, ema=0.999
     ),
