@@ -675,16 +675,37 @@ def readme_table(paths: list[Path]) -> str:
 
 
 def fill(text: str, folder: Path) -> str:
-    """The text with the tables between its marks made anew from a folder's summaries:
+    """The text with the tables between its marks made anew from the files of a folder:
+    the main tables of evaluations (their summary.json), and others by their titles (out
+    of report/table.json).
 
     <!-- results: small.json small64.json --> ... <!-- end of results -->
+    <!-- tables: table32.json: Several seeds; Settings --> ... <!-- end of results -->
     """
 
-    def table(found):
-        paths = [Path(folder) / name for name in found[1].split()]
-        return f"<!-- results: {found[1]} -->\n\n{readme_table(paths)}\n\n{END}"
+    def made(found):
+        if found[1] == "results":
+            body = readme_table([Path(folder) / name for name in found[2].split()])
+        else:
+            name, titles = found[2].split(": ")
+            body = _tables_of(Path(folder) / name, titles.split("; "))
+        return f"<!-- {found[1]}: {found[2]} -->\n\n{body}\n\n{END}"
 
-    return re.sub(rf"<!-- results: (.*?) -->\n.*?{END}", table, text, flags=re.DOTALL)
+    marks = rf"<!-- (results|tables): (.*?) -->\n.*?{END}"
+    return re.sub(marks, made, text, flags=re.DOTALL)
+
+
+def _tables_of(path: Path, titles: list[str]) -> str:
+    """Markdown of some of the tables that `write` kept in report/table.json."""
+    tables, parts = _read_json(path), []
+    for title in titles:
+        if title not in tables:
+            raise ValueError(f"{path}: expected a table {title!r}, got {list(tables)}")
+        columns, rows, notes = (tables[title][k] for k in ("columns", "rows", "notes"))
+        table = Table(title, tuple(columns), [tuple(r) for r in rows], tuple(notes))
+        _, body = _markdown(table).split("\n\n", 1)
+        parts.append(f"**{title}**\n\n{body}")
+    return "\n\n".join(parts)
 
 
 END = "<!-- end of results -->"

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -201,18 +202,31 @@ def test_readme_table(evaluated, tmp_path):
         report.readme_table([tmp_path / "bad.json"])
 
 
+def test_readme_takes_tables_of_a_report_by_their_titles(tmp_path):
+    kept = {
+        "Several seeds": {"columns": ["Method", "seeds"], "rows": [["a | b", "3"]]},
+        "Other": {"columns": ["Method"], "rows": [["no"]]},
+    }
+    notes = {title: table | {"notes": [f"of {title}"]} for title, table in kept.items()}
+    (tmp_path / "t.json").write_text(json.dumps(notes))
+    mark = "<!-- tables: t.json: Several seeds -->"
+    filled = report.fill(f"a\n{mark}\nold\n{report.END}\nb\n", tmp_path)
+    assert filled == (
+        f"a\n{mark}\n\n**Several seeds**\n\n| Method | seeds |\n| --- | ---: |\n"
+        f"| a \\| b | 3 |\n\nof Several seeds\n\n{report.END}\nb\n"
+    )
+    assert filled == report.fill(filled, tmp_path)
+    with pytest.raises(ValueError, match="expected a table 'Seeds', got .*Several"):
+        report.fill(f"<!-- tables: t.json: Seeds -->\n{report.END}", tmp_path)
+
+
 def test_readme_agrees_with_committed_summaries():
     readme = (ROOT / "README.md").read_text()
     assert readme == report.fill(readme, ROOT / "results")
-    marks = readme.count("<!-- results:")
+    marks = readme.count("<!-- results:") + readme.count("<!-- tables:")
     assert marks == readme.count(report.END)
-    named = [
-        name
-        for line in readme.splitlines()
-        if line.startswith("<!-- results:")
-        for name in line.split()[2:-1]
-    ]
-    assert all((ROOT / "results" / name).is_file() for name in named)
+    named = re.findall(r"(\w+\.json)", " ".join(re.findall("<!-- .*-->", readme)))
+    assert named and all((ROOT / "results" / name).is_file() for name in named)
 
 
 def test_bad_input(trained, tmp_path):
