@@ -1,5 +1,6 @@
 """Layers against NumPy formulas written out independently."""
 
+import functools
 import itertools
 
 import jax
@@ -224,3 +225,42 @@ def test_convolution_and_its_slopes_against_loops(shape):
     expected = out, to_kernel, to_padded[:, 1:-1, 1:-1]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("chunk", [1, 600, 2**20])
+def test_attention_in_chunks_and_its_slopes_in_float64(chunk, monkeypatch):
+    """One cell at a time, two, all: values, slopes, and the slope of a slope (WGAN-GP)."""
+    monkeypatch.setattr(layers, "CHUNK", chunk)
+    shape, tokens = (6, 3, 9, 4), 9
+    parts = [3 * np.asarray(normal(n, *shape), np.float64) for n in range(4)]
+    bias = np.asarray(normal(4, 1, 3, tokens, tokens), np.float64)
+    query, key, value, slope = parts
+    scores = query @ key.swapaxes(2, 3) + bias
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    back = slope @ value.swapaxes(2, 3)
+    back = weights * (back - (back * weights).sum(-1, keepdims=True))
+    expected = [weights @ value, back @ key, back.swapaxes(2, 3) @ query]
+    expected += [weights.swapaxes(2, 3) @ slope, back.sum(0, keepdims=True)]
+
+    arguments = [jnp.asarray(a, jnp.float32) for a in (query, key, value, bias)]
+    given = jnp.asarray(slope, jnp.float32)
+
+    @jax.jit
+    def both(*arguments):
+        found, vjp = jax.vjp(layers._attend_in_chunks, *arguments)
+        return found, *vjp(given)
+
+    for found, wanted in zip(both(*arguments), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=3e-6 * np.abs(wanted).max())
+
+    def steepness(attend, *arguments):
+        slopes = jax.grad(lambda *a: (attend(*a) ** 3).sum(), (0, 1, 2, 3))(*arguments)
+        return sum((slope**2).sum() for slope in slopes)
+
+    def twice(attend):
+        return jax.jit(jax.grad(functools.partial(steepness, attend), (0, 1, 2, 3)))
+
+    ours = twice(layers._attend_in_chunks)(*arguments)
+    for found, wanted in zip(ours, twice(layers._attend)(*arguments), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
