@@ -183,12 +183,12 @@ def _times(a, b):
 
 @jax.custom_vjp
 def _attend_in_chunks(query, key, value, bias):
-    """`_attend` for a CPU, up to three times as fast with its slope.
+    """`_attend` for a CPU, up to twice as fast with its slope.
 
-    Scores are a hundred times as large as what goes in and out, and memory is slow:
-    they are made for some cells at a time and made again for the slope (Dao et al. 2022,
-    arXiv 2205.14135). The slope makes them in both orders, because XLA is slow in
-    products that sum over the first index of a large matrix.
+    Scores are many times as large as what goes in and out, and memory is slow: they are
+    made for some cells at a time and made again for the slope (Dao et al. 2022, arXiv
+    2205.14135). The slope makes them in both orders, because XLA is slow in products
+    that sum over the first index of a large matrix.
     """
     return _attend_forward(query, key, value, bias)[0]
 
