@@ -166,7 +166,8 @@ def multiply_adds(jaxpr):
         elif eqn.primitive.name == "conv_general_dilated":
             spec = eqn.params["dimension_numbers"].rhs_spec
             total += math.prod(shapes[2]) * math.prod(shapes[1][i] for i in spec[1:])
-        total += sum(map(multiply_adds, jaxprs_in_params(eqn.params)))
+        times = eqn.params.get("length", 1)  # of a scan
+        total += times * sum(map(multiply_adds, jaxprs_in_params(eqn.params)))
     return total
 
 
