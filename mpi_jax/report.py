@@ -87,7 +87,6 @@ TEXT_COLUMNS = (
     "Mask",
     "Ours",
     "Compared",
-    "Found",
     "Phantom",
     "Suite",
     "Case",
@@ -551,47 +550,48 @@ def _stack(run: Run, methods: list[str], metric: str) -> np.ndarray:
     return np.stack([run.values[f"{main}/{method}/{metric}"] for method in methods])
 
 
-CLAIM = (("PSNR [dB]", "psnr", "psnr"), ("SSIM", "ssim", "ssim"), (
-    "Dice: predicted mask, thresholded image", "dice", "dice_thresholded"))  # fmt: skip
-
-
 def _claims(run: Run) -> list[Table]:
     """Does the second task help? Paired differences of the runs that are there."""
     groups = _groups(run) if run.values else {}
     rows = []
 
-    def compare(words, ones, others, metrics):
-        for name, first, second in metrics:
-            a, b = _stack(run, ones, first), _stack(run, others, second)
-            found = bootstrap.paired(a, b)
-            low, high = found["low"], found["high"]
-            told = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-            difference = f"{found['difference']:+.4f}"
-            cells = (words, name, difference, f"[{low:+.4f}, {high:+.4f}]")
-            rows.append((*cells, f"{len(ones)}, {len(others)}", told))
+    def cell(ones, others, first, second):
+        found = bootstrap.paired(_stack(run, ones, first), _stack(run, others, second))
+        low, high = found["low"], found["high"]
+        told = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+        digits = 2 if first == "psnr" else 4
+        numbers = (f"{found[k]:+.{digits}f}" for k in ("difference", "low", "high"))
+        return "{} [{}, {}] {}".format(*numbers, told)
+
+    def compare(words, ones, others, mask):
+        cells = [cell(ones, others, m, m) for m in ("psnr", "ssim")]
+        cells.append(cell(ones, others, "dice", mask))
+        rows.append((words, *cells, f"{len(ones)}, {len(others)}"))
 
     for about, ones in groups.values():
         if about["kind"] != "dual":
             continue
         own = about["label"]
-        like = [
-            (other, methods)
-            for other, methods in groups.values()
-            if bool(other["physics"]) == bool(about["physics"]) and methods != ones
-        ]
-        for other, methods in like:
-            same = other["adversarial"] == about["adversarial"]
-            if other["kind"] in ("matched", "single") and same:
-                compare(f"{own} against {other['label']}", ones, methods, CLAIM)
-            if (
-                other["kind"] == "dual"
-                and about["adversarial"] > 0 == other["adversarial"]
-            ):
-                words = f"{own} against the same without adversary"
-                compare(words, ones, methods, (*CLAIM[:2], ("Dice", "dice", "dice")))
-        compare(
-            f"{own}: its mask against its own thresholded image", ones, ones, CLAIM[2:]
-        )
+        for other, methods in groups.values():
+            if bool(other["physics"]) != bool(about["physics"]) or methods == ones:
+                continue
+            adversary = about["adversarial"], other["adversarial"]
+            masks = [(line["bce"], line["dice"]) for line in (about, other)]
+            if other["kind"] in ("matched", "single"):
+                if adversary[0] == adversary[1]:
+                    words = f"{own} against {other['label']}"
+                    compare(words, ones, methods, "dice_thresholded")
+            elif other["kind"] == "dual" and masks[0] == masks[1]:
+                if adversary[0] > 0 == adversary[1]:
+                    words = f"{own} against the same without adversary"
+                    compare(words, ones, methods, "dice")
+            elif other["kind"] == "dual" and adversary[0] == adversary[1]:
+                if masks[0] < masks[1]:
+                    words = f"{own} against {other['label']}"
+                    compare(words, ones, methods, "dice")
+        dice = cell(ones, ones, "dice", "dice_thresholded")
+        words = f"{own}: its mask against its own thresholded image"
+        rows.append((words, "–", "–", dice, f"{len(ones)}"))
     if not rows:
         return []
     notes = (
@@ -599,9 +599,10 @@ def _claims(run: Run) -> list[Table]:
         "on the same test images, first less second, with 95 % intervals of a paired "
         "bootstrap over images, and over seeds where a network has several; with one seed "
         "each, the spread from training to training is not in them. The matched network "
-        "has one task and the parameters and arithmetic of the dual-task one.",
+        "has one task and the parameters and arithmetic of the dual-task one. Dice is of "
+        "the predicted mask, and of the thresholded image where a network predicts none.",
     )
-    columns = ("Compared", "metric", "difference", "95 %", "seeds", "Found")
+    columns = ("Compared", "PSNR [dB]", "SSIM", "Dice", "seeds")
     return [Table("Do the two tasks promote each other?", columns, rows, notes)]
 
 

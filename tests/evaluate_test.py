@@ -126,7 +126,7 @@ def test_report_of_it(evaluated):
     seeds = tables["Several seeds"]["rows"]
     assert len(seeds) == 1 and seeds[0][1] == "2" and "± 0.00" in seeds[0][2]
     claims = tables["Do the two tasks promote each other?"]["rows"]
-    assert len(claims) == 1 and claims[0][4] == "2, 2"
+    assert len(claims) == 1 and claims[0][4] == "2" and "[" in claims[0][3]
     assert len(tables["PSNR by SNR of the signal [dB]"]["rows"]) == len(METHODS) + 1
     for name in ("figure2.png", "figure2.pdf", "snr.png"):
         assert (folder / "report" / name).stat().st_size > 10_000
@@ -136,27 +136,30 @@ def test_report_of_it(evaluated):
     assert f"{found[-7]:.2f}" in (folder / "report" / "table.md").read_text()
 
 
-def claim_run(tmp_path, adversarial=1.0, gain=0.5):
-    """Files of an evaluation of a dual and a matched network, three seeds each."""
+def claim_run(tmp_path, *others, gain=0.5):
+    """Files of an evaluation of a dual-task network, `gain` dB ahead of the others; three
+    seeds each. others: what tells them from it.
+    """
     rng = np.random.default_rng(0)
     base = rng.normal(25, 4, 30)
     values = {"main_snr_db": np.array(40.0), "snr_db": np.array([40.0])}
+    dual = {"kind": "dual", "physics": 0, "adversarial": 1.0, "bce": 5.0, "dice": 5.0}
     lines = []
-    for k in range(6):
-        kind = "dual" if k < 3 else "matched"
-        psnr = base + (gain if kind == "dual" else 0) + 0.01 * rng.normal(size=30)
-        for name, found in (
-            ("psnr", psnr), ("ssim", psnr / 40), ("dice", psnr / 50),
-            ("dice_thresholded", psnr / 50 + 0.01),
-        ):  # fmt: skip
-            values[f"40/m{k}/{name}"] = found
-        about = {"kind": kind, "group": kind, "physics": 0, "seed": k % 3}
-        about["adversarial"] = 1.0 if kind == "dual" else adversarial
-        label = f"{kind}, seed {k % 3}"
-        lines.append({"method": f"m{k}", "label": label, "about": about,
-                      "family": "all", "snr_db": 40.0})  # fmt: skip
+    for n, changes in enumerate([{}, *others]):
+        for seed in range(3):
+            method = f"m{3 * n + seed}"
+            psnr = base + (0 if n else gain) + 0.01 * rng.normal(size=30)
+            for name, found in (
+                ("psnr", psnr), ("ssim", psnr / 40), ("dice", psnr / 50),
+                ("dice_thresholded", psnr / 50 + 0.01),
+            ):  # fmt: skip
+                values[f"40/{method}/{name}"] = found
+            about = {**dual, **changes, "group": str(n), "seed": seed}
+            label = f"{about['kind']} {n}, seed {seed}"
+            lines.append({"method": method, "label": label, "about": about,
+                          "family": "all", "snr_db": 40.0})  # fmt: skip
     folder = tmp_path / "evaluation"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     np.savez(folder / "values.npz", **values)
     (folder / "info.json").write_text('{"snr_db": 40.0}')
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -164,21 +167,46 @@ def claim_run(tmp_path, adversarial=1.0, gain=0.5):
     return tmp_path
 
 
+def difference(cell):
+    """A cell of the claim's table: the difference, its interval, what is said of it."""
+    found = re.fullmatch(r"(\S+) \[(\S+), (\S+)\] (.*)", cell)
+    return *map(float, found.groups()[:3]), found[4]
+
+
 def test_claim_is_reported_as_found(tmp_path):
+    matched = {"kind": "matched"}
     for n, (gain, told) in enumerate([(0.5, "better"), (-0.5, "worse")]):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        (table,) = report._claims(report._read(claim_run(folder, gain=gain)))
-        psnr, _, dice, own = table.rows
-        assert psnr[0] == "dual against matched" and psnr[4:] == ("3, 3", told)
-        assert abs(float(psnr[2]) - gain) < 0.02
+        folder = claim_run(tmp_path / str(n), matched, gain=gain)
+        ((words, *cells, seeds), own) = report._claims(report._read(folder))[0].rows
+        assert words == "dual 0 against matched 1" and seeds == "3, 3"
+        psnr, ssim, dice = map(difference, cells)
+        assert abs(psnr[0] - gain) < 0.02 and psnr[1] <= psnr[0] <= psnr[2]
+        assert psnr[3] == ssim[3] == told and abs(ssim[0] - gain / 40) < 1e-3
         # Its mask against the other's thresholded image, and against its own.
-        assert abs(float(dice[2]) - (gain / 50 - 0.01)) < 1e-3
-        assert own[5] == "worse" and abs(float(own[2]) + 0.01) < 1e-6
-    folder = tmp_path / "other"
-    folder.mkdir()
-    (table,) = report._claims(report._read(claim_run(folder, adversarial=0.0)))
-    assert len(table.rows) == 1  # not against a network of another adversarial weight
+        assert abs(dice[0] - (gain / 50 - 0.01)) < 1e-3
+        assert own[1:3] == ("–", "–") and difference(own[3])[::3] == (-0.01, "worse")
+
+
+def test_claim_compares_what_differs_in_one_thing(tmp_path):
+    others = (
+        {"kind": "matched", "adversarial": 0.0},
+        {"kind": "single", "physics": 64},
+        {"adversarial": 0.0},
+        {"bce": 1.0, "dice": 0.1},
+        {"bce": 1.0, "dice": 0.1, "adversarial": 0.0},
+    )
+    (table,) = report._claims(report._read(claim_run(tmp_path, *others)))
+    compared = [row[0] for row in table.rows if "own" not in row[0]]
+    assert compared == [
+        "dual 0 against the same without adversary",
+        "dual 3 against matched 1",
+        "dual 4 against dual 0",
+        "dual 4 against the same without adversary",
+        "dual 5 against matched 1",
+        "dual 5 against dual 3",
+    ]
+    # Both masks are predicted ones here.
+    assert abs(difference(table.rows[0][3])[0] - 0.5 / 50) < 1e-3
 
 
 def test_readme_table(evaluated, tmp_path):
