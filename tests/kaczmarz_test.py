@@ -11,10 +11,13 @@ import pytest
 from mpi_jax.reconstruct import kaczmarz
 
 
-def row_loop(S, u, lam, iterations, real=True, nonnegative=True, order=None):
+def row_loop(
+    S, u, lam, iterations, real=True, nonnegative=True, order=None, unprojected=None
+):
     """The definition, one frame, one row at a time; lam absolute.
 
     order(t, c, v) gives the rows of sweep t; one that looks at c and v sees them move.
+    unprojected(c) is shown each sweep's c before its projection.
     """
     c, v = np.zeros(S.shape[1], S.dtype), np.zeros(len(S), S.dtype)
     for t in range(iterations):
@@ -24,6 +27,8 @@ def row_loop(S, u, lam, iterations, real=True, nonnegative=True, order=None):
                 alpha = (u[i] - S[i] @ c - np.sqrt(lam) * v[i]) / (energy + lam)
                 c += alpha * S[i].conj()
                 v[i] += np.sqrt(lam) * alpha
+        if unprojected is not None:
+            unprojected(c)
         if nonnegative:
             c[~(c.real > 0)] = 0
         if real:
@@ -485,4 +490,20 @@ def test_golden_cases_for_other_blocks(golden, block, x64):
 
 def test_golden_cases_complex64(golden):
     errors = golden_errors(golden, golden[1], np.complex64, 16, shape=(60, 80))
-    assert max(errors.values()) < 1e-5, max(errors, key=errors.get)
+    cases = {case["key"]: case for case in golden[1]}
+    for key in (key for key, error in errors.items() if error >= 1e-5):
+        # A complex entry goes to zero as a whole once its real part is negative: where
+        # that part is zero to float32's rounding, processors differ. Only there.
+        case, nearest = cases[key], []
+        assert case["enforcePositive"] and not case["enforceReal"], key
+        assert not case["shuffle"], key
+        row_loop(
+            *(golden[0][f"{case['system']}/{name}"] for name in "Ab"),
+            case["lambd_abs"],
+            case["iterations"],
+            real=False,
+            unprojected=lambda c, nearest=nearest: nearest.append(
+                np.abs(c.real).min() / np.linalg.norm(c)
+            ),
+        )
+        assert min(nearest) < np.finfo(np.float32).eps, (key, errors[key])

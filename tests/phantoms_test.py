@@ -177,7 +177,7 @@ def test_stroke_is_a_capsule_and_its_chord(thickest):
         volume = 0.4 * np.pi * 0.1 / 2 + 2 / 3 * np.pi * 0.1**2
         np.testing.assert_allclose(concentration.mean(), volume, rtol=1e-2)
     else:
-        np.testing.assert_array_equal(concentration, coverage)
+        np.testing.assert_allclose(concentration, coverage, atol=1e-6)  # two roundings
 
 
 def test_range_masks_families_and_fill(many):
