@@ -2,7 +2,8 @@
 
 Loss of the generator: mae |x^ - x| + bce BCE(z, m) + dice Dice(z, m) + adversarial term,
 weights in the config (the paper's are 20, 5, 5). Generator and discriminator are updated
-in the same step from the same parameters, with one pass of the generator.
+in the same step from the same parameters, with one pass of the generator: where the
+discriminator has several updates a step, all of them see the images of that pass.
 
 A work folder holds config.json (settings, seed, versions), metrics.jsonl, checkpoints/,
 samples/ (the validation images 0 to 5, one of each family, as reconstructed at every
@@ -106,6 +107,10 @@ def make_networks(config: Config, operator: data.Operator | None = None) -> Netw
             raise ValueError(
                 f"loss.{name}: expected a number >= 0, got {weights[name]}"
             )
+    if loss.critic_steps < 1:
+        raise ValueError(
+            f"loss.critic_steps: expected a number >= 1, got {loss.critic_steps}"
+        )
     physics = config.physics
     generator = _network("generator", config)
     wanted = generator.config
@@ -247,12 +252,12 @@ def train_step(
     tx: Optimisers,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One update of both networks on a batch; pure.
+    """One update of the generator on a batch and `critic_steps` of the discriminator; pure.
 
-    key: randomness of this step (the mixtures of WGAN-GP). axis_name: gradients and
-    metrics are averaged over that axis, batch statistics taken over it; None: no
-    collectives. Metrics: each loss term unweighted, the weighted sums, gradient norm, and
-    `finite` (1 or 0).
+    key: randomness of this step (the mixtures of WGAN-GP, new ones in each update).
+    axis_name: gradients and metrics are averaged over that axis, batch statistics taken
+    over it; None: no collectives. Metrics: each loss term unweighted, the weighted sums,
+    gradient norm (the discriminator's of its last update), and `finite` (1 or 0).
     """
     loss = model.loss
 
@@ -281,11 +286,10 @@ def train_step(
             total += loss.adversarial * terms["adversarial"]
         return total, (out.reconstruction, statistics, terms)
 
-    def critic_loss(params, made):
+    def critic_loss(params, made, own):
         if loss.kind == "wgangp":
-            own = key
             if axis_name is not None:
-                own = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+                own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
             alpha = jax.random.uniform(own, (len(made),))
             return losses.discriminator_wgangp(
                 partial(critic, params), batch.image, made, alpha
@@ -298,47 +302,51 @@ def train_step(
         both = critic(params, jnp.concatenate([batch.image, made]))
         return losses.discriminator_bce(*jnp.split(both, 2))
 
+    def mean_of_devices(tree):
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
     (total, (made, statistics, terms)), slope = jax.value_and_grad(
         generator_loss, has_aux=True
     )(state.generator)
-    values, slopes = {"generator_loss": total, **terms}, (slope,)
-    if model.discriminator is not None:
-        fooled, critic_slope = jax.value_and_grad(critic_loss)(
-            state.discriminator, jax.lax.stop_gradient(made)
-        )
-        values["discriminator_loss"], slopes = fooled, (slope, critic_slope)
-    if axis_name is not None:
-        values, slopes = jax.lax.pmean((values, slopes), axis_name)
-
+    values, slope = mean_of_devices(({"generator_loss": total, **terms}, slope))
+    norm = optax.tree.norm(slope)
     updates, generator_optimiser = tx.generator.update(
-        slopes[0], state.generator_optimiser, state.generator
+        slope, state.generator_optimiser, state.generator
     )
     generator = optax.apply_updates(state.generator, updates)
-    discriminator, discriminator_optimiser = (
-        state.discriminator,
-        state.discriminator_optimiser,
-    )
-    if model.discriminator is not None:
-        updates, discriminator_optimiser = tx.discriminator.update(
-            slopes[1], discriminator_optimiser, discriminator
+
+    def update_critic(carry, own):
+        params, optimiser = carry
+        found = jax.value_and_grad(critic_loss)(
+            params, jax.lax.stop_gradient(made), own
         )
-        discriminator = optax.apply_updates(discriminator, updates)
+        value, slope = mean_of_devices(found)
+        updates, optimiser = tx.discriminator.update(slope, optimiser, params)
+        params = optax.apply_updates(params, updates)
+        return (params, optimiser), (value, optax.tree.norm(slope))
+
+    discriminator = state.discriminator, state.discriminator_optimiser
+    if model.discriminator is not None:
+        discriminator, (value, critic_norm) = jax.lax.scan(
+            update_critic, discriminator, jax.random.split(key, loss.critic_steps)
+        )
+        values["discriminator_loss"] = value[-1]
+        norm = jnp.hypot(norm, critic_norm[-1])
 
     # Early steps count more than a fixed decay would let them.
     decay = jnp.minimum(tx.ema, (1 + state.step) / (10 + state.step))
     fresh = {**generator, **statistics}
     average = optax.incremental_update(fresh, state.average, 1 - decay)
-    norm = optax.tree.norm(slopes)
     values["gradient_norm"] = norm
     total = sum(jnp.sum(v) for v in values.values())
     values["finite"] = jnp.isfinite(total).astype(jnp.float32)
     state = TrainState(
         state.step + 1,
         generator,
-        discriminator,
+        discriminator[0],
         average,
         generator_optimiser,
-        discriminator_optimiser,
+        discriminator[1],
     )
     return state, values
 

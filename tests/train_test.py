@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from mpi_jax import configs, data, evaluate, phantoms, train
+from mpi_jax import configs, data, evaluate, losses, phantoms, train
 from mpi_jax.configs import LossConfig, OptimiserConfig
 from mpi_jax.models import baselines, transgan
 
@@ -116,6 +117,41 @@ def test_both_networks_learn(kind):
     assert any(not np.allclose(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_critic_steps_are_updates_on_the_images_of_the_step():
+    """Three steps of gradient descent by hand, each with mixtures of its own."""
+    model = networks(adversarial=0.1, kind="wgangp", critic_steps=3)
+    sgd = optax.sgd(0.1)
+    tx, made, key = train.Optimisers(sgd, sgd, 0.9), batch(), jax.random.key(7)
+    state, _ = start(model)
+    state = state.replace(
+        generator_optimiser=sgd.init(state.generator),
+        discriminator_optimiser=sgd.init(state.discriminator),
+    )
+    step = jax.jit(partial(train.train_step, model=model, tx=tx))
+    found, values = step(state, made, key)
+    image = model.generator.apply({"params": state.generator}, *made.inputs)[0]
+
+    @jax.jit
+    def loss(params, alpha):
+        def score(images):
+            return model.discriminator.apply({"params": params}, images[..., None])
+
+        return losses.discriminator_wgangp(score, made.image, image, alpha)
+
+    expected = state.discriminator
+    for own in jax.random.split(key, 3):
+        value, slope = jax.value_and_grad(loss)(
+            expected, jax.random.uniform(own, (BATCH,))
+        )
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, slope)
+    np.testing.assert_allclose(values["discriminator_loss"], value, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6),
+        found.discriminator,
+        expected,
+    )
+
+
 @pytest.mark.parametrize("make", [networks, convolutional])
 def test_eight_devices_equal_one(make):
     """One pmapped step on 8 devices against the single-device step on the whole batch.
@@ -124,7 +160,7 @@ def test_eight_devices_equal_one(make):
     """
     assert jax.local_device_count() == 8
     # Plain SGD: Adam's first step is a sign, which rounding can turn around.
-    model = make(adversarial=0.5)
+    model = make(adversarial=0.5, critic_steps=2)
     state, _ = start(model)
     sgd = optax.sgd(0.1)
     tx = train.Optimisers(sgd, sgd, 0.9)
@@ -206,6 +242,10 @@ def test_networks_that_do_not_fit_are_named():
         ),
         (dict(remat=True), "remat: expected False for dcgan32"),
         (dict(part="loss", kind="wgangp"), "expected bce for dcgan32"),
+        (
+            dict(part="loss", critic_steps=0),
+            "loss.critic_steps: expected a number >= 1",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             changed("table32_dcgan", **change)

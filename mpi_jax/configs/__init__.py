@@ -163,6 +163,8 @@ class LossConfig:
     """0 leaves the discriminator out."""
     kind: str = "bce"
     """Adversarial loss: bce or wgangp."""
+    critic_steps: int = 1
+    """Updates of the discriminator a step, all on the step's images."""
 
 
 @dataclasses.dataclass(frozen=True)
