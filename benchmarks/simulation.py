@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpi_jax import open_mpi, physics, scanner, system_matrix
+from mpi_jax import phantoms, physics, scanner, system_matrix
 from mpi_jax.reconstruct import kaczmarz
 
 
@@ -133,7 +133,7 @@ def large() -> None:
     rows = lap("simulate rows", system_matrix.simulate_rows(s, keep))
     rows = rows / jnp.max(jnp.abs(rows))
     # Ten frames of the cone phantom, stronger and stronger, at 40 dB.
-    truth = open_mpi.phantom("shape", s.grid) / open_mpi.FILLING
+    truth = phantoms.open_mpi.phantom("shape", s.grid) / phantoms.open_mpi.FILLING
     truth = np.linspace(0.5, 1, 10)[:, None, None, None] * truth
     u = system_matrix.forward(rows, jnp.asarray(truth, jnp.float32))
     noise = jax.random.normal(jax.random.key(0), (2, *u.shape)) * jnp.sqrt(

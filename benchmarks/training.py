@@ -24,7 +24,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from mpi_jax import configs, data, losses, phantoms, physics, system_matrix, train  # noqa: E402
+from mpi_jax import configs, data, phantoms, system_matrix, train
+from mpi_jax.noise import add_noise
 
 
 def parts(config: configs.Config) -> dict:
@@ -43,7 +44,7 @@ def parts(config: configs.Config) -> dict:
     def signals(operator, image, key):
         u = system_matrix.forward(operator.matrix, image)
         keys = jax.random.split(key, size)
-        return jax.vmap(physics.add_noise, (0, 0, None))(keys, u, snr[0])
+        return jax.vmap(add_noise, (0, 0, None))(keys, u, snr[0])
 
     def forward(params, inputs):
         return model.generator.apply({"params": params}, *inputs)
@@ -53,17 +54,19 @@ def parts(config: configs.Config) -> dict:
 
     def generator_loss(params, critic_params, batch):
         out = forward(params, batch.inputs)
-        total = losses.mae(out.reconstruction, batch.image)
+        total = train.losses.mae(out.reconstruction, batch.image)
         if out.segmentation is not None:
-            total += losses.bce(out.segmentation, batch.mask)
-            total += losses.dice(out.segmentation, batch.mask)
+            total += train.losses.bce(out.segmentation, batch.mask)
+            total += train.losses.dice(out.segmentation, batch.mask)
         if model.discriminator is not None:
-            total += losses.generator_bce(critic(critic_params, out.reconstruction))
+            total += train.losses.generator_bce(
+                critic(critic_params, out.reconstruction)
+            )
         return total
 
     def critic_loss(params, image, made):
         both = critic(params, jnp.concatenate([image, made]))
-        return losses.discriminator_bce(*jnp.split(both, 2))
+        return train.losses.discriminator_bce(*jnp.split(both, 2))
 
     def optimise(state, slope, critic_slope):
         updates, one = tx.generator.update(slope, state.generator_optimiser)

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpi_jax import configs, data, evaluate, metrics, phantoms
-from mpi_jax.reconstruct import variational
+from mpi_jax import configs, data, metrics, phantoms
+from mpi_jax.methods import classical, problem, tuning
+from mpi_jax.reconstruct import admm, spectral
 
 RHOS = (1e-4, 3e-4)
 STEPS = (50, 100, 200)
@@ -31,14 +32,12 @@ LAMS_TV = (3e-7, 1e-6, 3e-6)
 # Of the noise variance over scale^2: a posteriori, the weight of an image near 1.
 FACTORS = (1.5, 3.0, 6.0, 12.0)
 
-total_variation = jax.jit(
-    variational.total_variation, static_argnames=("grid", "iterations")
-)
+total_variation = jax.jit(admm.total_variation, static_argnames=("grid", "iterations"))
 
 
 def fixed_weight(p, lam_tv, rho, iterations):
     """Total variation with one weight for all signals."""
-    basis = variational.with_rho(p.basis, rho)
+    basis = spectral.with_rho(p.basis, rho)
     grid = p.operator.scanner.grid.shape
 
     def solve(u):
@@ -53,12 +52,12 @@ def fixed_weight(p, lam_tv, rho, iterations):
 
 def noise_weight(p, factor, rho, iterations):
     """Total variation with factor * noise variance / scale^2 for each signal."""
-    basis = variational.with_rho(p.basis, rho)
+    basis = spectral.with_rho(p.basis, rho)
     grid = p.operator.scanner.grid.shape
 
     def solve(u):
         flat = u.reshape(len(u), -1)
-        ratio = variational.noise_level(basis, flat) / basis.scale
+        ratio = spectral.noise_level(basis, flat) / basis.scale
         images = total_variation(
             basis, flat, grid, lam_tv=factor * ratio**2, iterations=iterations
         )
@@ -100,7 +99,7 @@ def main():
 
     config = configs.get(args.config)
     operator = data.build(config)
-    problem = evaluate.problem(config, operator)
+    known = problem.problem(config, operator)
     size, snr = config.data.batch_size, config.data.test_snr_db
 
     def draw(split, count):
@@ -115,15 +114,15 @@ def main():
     test = [join(test[i : i + 5]) for i in range(0, len(test), 5)]
     methods = {}
     for name in ("tikhonov", "nonnegative"):
-        settings, _ = evaluate.tune(problem, name, joined)
-        methods[name] = evaluate.CLASSICAL[name](problem, **settings), settings
+        settings, _ = tuning.tune(known, name, joined)
+        methods[name] = classical.CLASSICAL[name](known, **settings), settings
     for name, make, knob, values in (
         ("total_variation", fixed_weight, "lam_tv", LAMS_TV),
         ("total_variation_noise", noise_weight, "factor", FACTORS),
     ):
 
         def prepared(make=make, **settings):
-            return make(problem, **settings)
+            return make(known, **settings)
 
         settings = best(prepared, knob, values, validation)
         methods[name] = prepared(**settings), settings

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mpi_jax import cli
+from mpi_jax.cli import environment
 
 HERE = Path(__file__).resolve().parent
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = _options(arguments)
         # Flat modules: tensorflow-datasets wants importlib_resources for packages.
         sys.path.insert(0, str(HERE / options.name))
-        cli.quick_compilation()
+        environment.quick_compilation()
         # A picture is painted by one core; the others paint their own.
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()

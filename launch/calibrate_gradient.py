@@ -31,7 +31,7 @@ import numpy as np
 
 import mpi_jax
 from mpi_jax import metrics, phantoms, physics, scanner, system_matrix
-from mpi_jax.reconstruct import variational
+from mpi_jax.reconstruct import admm, spectral
 
 SIDE = 12e-3  # field of view [m]; with 1 T/m and 6 mT the scan reaches its edges
 
@@ -97,11 +97,11 @@ def nonnegative(S, u, sigma, prior, iterations=200):
     The prior is more rows of the matrix, that measure 0.
     """
     size = S.shape[1]
-    basis = variational.spectral_basis(
+    basis = spectral.spectral_basis(
         np.concatenate([np.asarray(S) / sigma, np.eye(size) / prior])
     )
     u = np.pad(np.asarray(u) / sigma, ((0, 0), (0, size)))
-    return variational.nonnegative(basis, u, iterations=iterations)
+    return admm.nonnegative(basis, u, iterations=iterations)
 
 
 def draw(count, grid, seed, family=None):

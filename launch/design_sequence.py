@@ -38,7 +38,7 @@ import optax
 
 import mpi_jax
 from mpi_jax import metrics, phantoms, physics, scanner, system_matrix
-from mpi_jax.reconstruct import variational
+from mpi_jax.reconstruct import spectral
 
 GRADIENT = 1.25  # [T/m] along x and y
 
@@ -127,9 +127,9 @@ def reconstruct(s, images, sigma, prior, seed):
     fine = dataclasses.replace(s, grid=s.grid.refined(finer))
     u = physics.voltage(fine, images).reshape(len(images), -1) / finer**2
     u = u + sigma * np.random.default_rng(seed).normal(size=u.shape)
-    basis = variational.spectral_basis(matrix(s))
+    basis = spectral.spectral_basis(matrix(s))
     lam = (sigma / (prior * float(basis.scale))) ** 2
-    return variational.tikhonov(basis, u, lam).reshape(-1, *s.grid.shape)
+    return spectral.tikhonov(basis, u, lam).reshape(-1, *s.grid.shape)
 
 
 def run(args):

@@ -27,6 +27,7 @@ import numpy as np
 
 import mpi_jax
 from mpi_jax import physics, scanner, system_matrix
+from mpi_jax.noise import noise_level
 
 NAMES = ("core diameter", "relaxation time", "gain")
 # In the figure: unit and its size in SI.
@@ -140,7 +141,7 @@ def run(args):
     start = truth + jnp.log(jnp.array([0.8, 2.0, 1.5]))
     s = build(truth)
     u = physics.voltage(s, jnp.ones(s.grid.shape))
-    sigma = float(physics.noise_level(u, args.snr)[0, 0])
+    sigma = float(noise_level(u, args.snr)[0, 0])
     noise = np.random.default_rng(args.seed).normal(size=(args.fits, *u.shape))
     y = rows(u[None] + sigma * noise, keep)
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 
-from mpi_jax import checkpoint
+from mpi_jax import pretrained
 
 LIMIT = 16 * 2**20  # bytes
 METRICS = ("psnr", "ssim", "mse", "dice", "iou")
@@ -27,7 +27,7 @@ def test_numbers(summary):
 
 def release(workdir, out):
     """The file written, and its SHA-256. Raises ValueError where it is too large."""
-    weights, about = checkpoint.load_weights(workdir / "weights.safetensors")
+    weights, about = pretrained.load_weights(workdir / "weights.safetensors")
     summary = json.loads((workdir / "evaluation" / "summary.json").read_text())
     about["test"] = test_numbers(summary)
     path = out / f"{about['config']['name']}.safetensors"
@@ -35,7 +35,7 @@ def release(workdir, out):
     size = (workdir / "weights.safetensors").stat().st_size
     if size > LIMIT:
         raise ValueError(f"{workdir}: expected at most {LIMIT:,} bytes, got {size:,}")
-    checkpoint.export_weights(path, weights, about)
+    pretrained.export_weights(path, weights, about)
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 

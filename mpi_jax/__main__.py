@@ -2,7 +2,7 @@
 
 import sys
 
-from mpi_jax.cli import main
+from mpi_jax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

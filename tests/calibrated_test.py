@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from mpi_jax import calibrated, configs, data, mdf, open_mpi, pipeline, train
+from mpi_jax import configs, data, mdf, open_mpi, preprocess, train
 from mpi_jax.configs import Preprocessing
+from mpi_jax.noise import band_noise
 
 SIDE = 9  # voxels of the calibration along each axis, 4 x 4 x 1 mm
 CENTRES = 1e-3 * np.array([(0.0, 0.0, -1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
@@ -50,7 +51,7 @@ def config(folder):
 @pytest.fixture(scope="module")
 def known(folder, config):
     """A file with the signals of two known images in the plane, and these images."""
-    file = calibrated.read(config)
+    file = data.calibrated.read(config)
     voxels = mdf.voxel_order(file)[4].reshape(-1)
     rows = mdf.system_matrix(file, np.ones((3, 817), bool), voxels=voxels)[0]
     rows = rows[:, : SIDE**2] - rows[:, SIDE**2 :].mean(1, keepdims=True)
@@ -63,7 +64,7 @@ def known(folder, config):
 
 
 def test_the_matrix_has_the_rows_of_prepare(folder, config):
-    matrix, keep = calibrated.matrix(config)
+    matrix, keep = data.calibrated.matrix(config)
     assert matrix.shape == (2, 1632, 32 * 32) and matrix.dtype == np.float32
     assert keep.shape == (2, 817) and 100 < keep.sum() < keep.size
     settings = Preprocessing(
@@ -78,13 +79,13 @@ def test_the_matrix_has_the_rows_of_prepare(folder, config):
         periods=(4, 8),
     )
     shape = mdf.read(folder / "shape.mdf")
-    system = pipeline.prepare(calibrated.read(config), shape, settings)
+    system = preprocess.prepare(data.calibrated.read(config), shape, settings)
     spectra = np.fft.rfft(matrix, axis=1)
     np.testing.assert_array_equal(keep, system.keep[:2])
     np.testing.assert_allclose(spectra[keep], system.rows, atol=2e-5)
     assert np.abs(spectra[~keep]).max() < 2e-5
     # The measurement's periods without offset are found by themselves.
-    u = calibrated.voltage(config, shape)
+    u = data.calibrated.voltage(config, shape)
     assert u.shape == (1, 2, 1632)
     spectra = np.fft.rfft(u)
     largest = np.abs(system.data).max()
@@ -95,8 +96,8 @@ def test_the_matrix_has_the_rows_of_prepare(folder, config):
 @pytest.mark.parametrize("slab", [0, 1])
 def test_the_matrix_by_scipy(config, slab):
     config = changed(config, slab=slab, background="mean", pixels=16)
-    matrix, keep = calibrated.matrix(config)
-    file = calibrated.read(config)
+    matrix, keep = data.calibrated.matrix(config)
+    file = data.calibrated.read(config)
     rows, start = 0, np.concatenate([keep, np.zeros((1, 817), bool)])
     for plane in range(4 - slab, 5 + slab):
         voxels = mdf.voxel_order(file)[plane].reshape(-1)
@@ -109,7 +110,7 @@ def test_the_matrix_by_scipy(config, slab):
     expected = expected / np.abs(expected).max()
     found = np.fft.rfft(matrix, axis=1)[keep]
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    grid = calibrated.scanner_of(config).grid
+    grid = data.calibrated.scanner_of(config).grid
     np.testing.assert_allclose(
         grid.field_of_view, (28e-3, 28e-3, (1 + 2 * slab) * 1e-3)
     )
@@ -119,13 +120,13 @@ def test_the_matrix_by_scipy(config, slab):
 def test_a_known_image_comes_back(config, known):
     path, images = known
     whole = changed(config, field_of_view=36e-3, pixels=SIDE, background="mean")
-    matrix, _ = calibrated.matrix(whole)
-    u = calibrated.voltage(whole, mdf.read(path), background="none")
+    matrix, _ = data.calibrated.matrix(whole)
+    u = data.calibrated.voltage(whole, mdf.read(path), background="none")
     flat = matrix.reshape(-1, SIDE**2).astype(float)
     for signal, image in zip(u, images, strict=True):
         found = np.linalg.lstsq(flat, signal.reshape(-1), rcond=None)[0]
         np.testing.assert_allclose(found, image, atol=2e-2)
-    assert open_mpi.unit(calibrated.read(whole)) == pytest.approx(100 * 4 / 16)
+    assert open_mpi.unit(data.calibrated.read(whole)) == pytest.approx(100 * 4 / 16)
 
 
 def test_noise_has_the_rows_of_the_signal():
@@ -133,7 +134,7 @@ def test_noise_has_the_rows_of_the_signal():
     keep[0, 20:400], keep[1, [0, 30, 816]] = True, True
     u = np.zeros((2, 1632), np.float32)
     keys = jax.random.split(jax.random.key(0), 40)
-    noise = np.stack([data._band_noise(key, u, keep) for key in keys])
+    noise = np.stack([band_noise(key, u, keep) for key in keys])
     spectra = np.fft.rfft(noise)
     assert np.abs(spectra[:, ~keep]).max() < 1e-3 * np.abs(spectra).max()
     assert np.mean(noise**2) == pytest.approx(1.0, rel=0.02)
@@ -155,7 +156,7 @@ def test_noise_has_the_rows_of_the_signal():
 )
 def test_settings_that_do_not_fit(config, settings, words):
     with pytest.raises(ValueError, match=words):
-        calibrated.matrix(changed(config, **settings))
+        data.calibrated.matrix(changed(config, **settings))
 
 
 def test_files_that_do_not_fit(folder, config):
@@ -165,10 +166,10 @@ def test_files_that_do_not_fit(folder, config):
     with pytest.raises(ValueError, match="calibration.path: expected none with"):
         data.make_scanner(changed(plain, path="5.mdf"))
     with pytest.raises(ValueError, match="scanner.preset: expected calibration"):
-        calibrated.read(plain)
-    ratio = mdf.snr(calibrated.read(config))[0, :2, 60:].max(axis=1)
+        data.calibrated.read(plain)
+    ratio = mdf.snr(data.calibrated.read(config))[0, :2, 60:].max(axis=1)
     with pytest.raises(ValueError, match="channels: expected rows in each, found none"):
-        calibrated.matrix(changed(config, snr_threshold=float(ratio.mean())))
+        data.calibrated.matrix(changed(config, snr_threshold=float(ratio.mean())))
     # A 3D sequence, or a third channel: longer signals than the networks take.
     generator = train.make_networks(config).generator
     made = data.make_scanner(config)
@@ -178,9 +179,9 @@ def test_files_that_do_not_fit(folder, config):
             train.check_signal(generator, dataclasses.replace(made, **other))
     with pytest.raises(ValueError, match="background: expected a measurement"):
         settings = Preprocessing(background="mean")
-        pipeline.prepare(calibrated.read(config), None, settings)
+        preprocess.prepare(data.calibrated.read(config), None, settings)
     with pytest.raises(ValueError, match="slab: expected 0, or with a plane"):
         Preprocessing(slab=1)
     moved = mdf.read(folder / "shape.mdf")
     with pytest.raises(ValueError, match="choose one patch with periods"):
-        calibrated.voltage(config, moved, periods=(0, 8))
+        data.calibrated.voltage(config, moved, periods=(0, 8))

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mpi_jax import checkpoint, configs
+from mpi_jax import configs, pretrained, train
+from mpi_jax.train import checkpoint
 
 
 def state(step):
@@ -12,37 +13,37 @@ def state(step):
 
 
 def test_newest_and_best_are_kept(tmp_path):
-    with checkpoint.manager(tmp_path / "c") as store:
+    with train.checkpoint.manager(tmp_path / "c") as store:
         for step, psnr in enumerate([20.0, 25.0, 24.0, 10.0, 9.0]):
-            checkpoint.save(store, step, state(step), {"seed": 0}, psnr)
-        checkpoint.finish(store)
+            train.checkpoint.save(store, step, state(step), {"seed": 0}, psnr)
+        train.checkpoint.finish(store)
         assert sorted(store.all_steps()) == [1, 3, 4]
-    with checkpoint.manager(tmp_path / "c") as store:
-        step, found = checkpoint.restore(store, state(0))
+    with train.checkpoint.manager(tmp_path / "c") as store:
+        step, found = train.checkpoint.restore(store, state(0))
         assert step == 4
         jax.tree.map(np.testing.assert_array_equal, found, state(4))
-        assert checkpoint.restore(store, state(0), 1)[1]["b"]["n"] == 1
+        assert train.checkpoint.restore(store, state(0), 1)[1]["b"]["n"] == 1
 
 
 def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     usage = checkpoint.shutil.disk_usage(tmp_path)
-    with checkpoint.manager(tmp_path / "c") as store:
-        checkpoint.save(store, 1, state(1), {}, 1.0)
-        checkpoint.finish(store)
+    with train.checkpoint.manager(tmp_path / "c") as store:
+        train.checkpoint.save(store, 1, state(1), {}, 1.0)
+        train.checkpoint.finish(store)
     full = usage._replace(free=1000)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: full)
     with pytest.raises(OSError, match="no space left .* earlier ones are intact"):
-        with checkpoint.manager(tmp_path / "c") as store:
-            checkpoint.save(store, 2, state(2), {}, 2.0)
-    with checkpoint.manager(tmp_path / "c") as store:
-        assert checkpoint.restore(store, state(0))[0] == 1
+        with train.checkpoint.manager(tmp_path / "c") as store:
+            train.checkpoint.save(store, 2, state(2), {}, 2.0)
+    with train.checkpoint.manager(tmp_path / "c") as store:
+        assert train.checkpoint.restore(store, state(0))[0] == 1
 
 
 def test_weights_round_trip(tmp_path):
     params = {"dense": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
     path = tmp_path / "weights.safetensors"
-    checkpoint.export_weights(path, params, {"step": 3, "name": "test"})
-    found, about = checkpoint.load_weights(path)
+    pretrained.export_weights(path, params, {"step": 3, "name": "test"})
+    found, about = pretrained.load_weights(path)
     assert about == {"step": 3, "name": "test"}
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no parts left
@@ -50,10 +51,10 @@ def test_weights_round_trip(tmp_path):
 
 def test_failed_export_leaves_the_old_file(tmp_path):
     path = tmp_path / "weights.safetensors"
-    checkpoint.export_weights(path, {"a": np.ones(2)}, {"step": 1})
+    pretrained.export_weights(path, {"a": np.ones(2)}, {"step": 1})
     with pytest.raises(TypeError):
-        checkpoint.export_weights(path, {"a": np.ones(2)}, {"step": object()})
-    assert checkpoint.load_weights(path)[1] == {"step": 1}
+        pretrained.export_weights(path, {"a": np.ones(2)}, {"step": object()})
+    assert pretrained.load_weights(path)[1] == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -61,20 +62,20 @@ def test_failed_export_leaves_the_old_file(tmp_path):
 def test_unreadable_weights(tmp_path, content):
     path = tmp_path / "weights.safetensors"
     if content is None:  # cut short
-        checkpoint.export_weights(path, {"a": np.ones(1000)}, {})
+        pretrained.export_weights(path, {"a": np.ones(1000)}, {})
         content = path.read_bytes()[:500]
     path.write_bytes(content)
     with pytest.raises(ValueError, match="can't be read"):
-        checkpoint.load_weights(path)
+        pretrained.load_weights(path)
     with pytest.raises(FileNotFoundError):
-        checkpoint.load_weights(tmp_path / "none")
+        pretrained.load_weights(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", configs.SHIPPED)
 def test_shipped_weights_are_the_released_ones(name):
-    path = checkpoint.shipped(name)
+    path = pretrained.shipped(name)
     assert path.stat().st_size < 16 * 2**20
-    about = checkpoint.load_weights(path)[1]
+    about = pretrained.load_weights(path)[1]
     assert about["config"]["name"] == name
     for key in ("commit", "seed", "step", "images", "device"):
         assert about[key] is not None, key
@@ -89,4 +90,4 @@ def test_a_changed_file_is_refused(tmp_path, monkeypatch):
     name = next(iter(configs.SHIPPED))
     monkeypatch.setitem(checkpoint.SHIPPED, name, "0" * 64)
     with pytest.raises(ValueError, match="expected the released file"):
-        checkpoint.shipped(name)
+        pretrained.shipped(name)

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from mpi_jax import checkpoint, cli, configs, report
+from mpi_jax import configs, pretrained, report, train
+from mpi_jax.cli import arguments
+from mpi_jax.cli.main import main
 
 
 def bad(done, *words, code=2, quiet=True):
@@ -27,7 +29,7 @@ def bad(done, *words, code=2, quiet=True):
 
 
 def weights(folder):
-    return checkpoint.load_weights(folder / "weights.safetensors")
+    return pretrained.load_weights(folder / "weights.safetensors")
 
 
 def test_training_leaves_everything(trained):
@@ -93,8 +95,8 @@ def test_killed_and_full_and_resumed_is_bit_equal(trained, command, tmp_path):
     done = command(*words, "--resume")
     assert done.returncode == 0, done.stderr
     with (
-        checkpoint.manager(folder / "checkpoints") as one,
-        checkpoint.manager(trained / "checkpoints") as other,
+        train.checkpoint.manager(folder / "checkpoints") as one,
+        train.checkpoint.manager(trained / "checkpoints") as other,
     ):
         ours = one.restore(6, args=_raw()).state
         theirs = other.restore(6, args=_raw()).state
@@ -155,7 +157,7 @@ def test_simulate_and_reconstruct(trained, command, capsys, tmp_path):
             assert done.returncode == 0, done.stderr
             said = done.stdout
         else:  # in this process, which compiles the drawing of phantoms once for all
-            assert cli.main(["reconstruct", *map(str, words)]) == 0
+            assert main(["reconstruct", *map(str, words)]) == 0
             said = capsys.readouterr().out
         with np.load(out) as file:
             found[method] = file["image"]
@@ -186,7 +188,7 @@ def files(tmp_path_factory):
 
 def run_here(capsys, *arguments):
     """cli.main in this process: for what fails before any work."""
-    code = cli.main([str(a) for a in arguments])
+    code = main([str(a) for a in arguments])
     found = capsys.readouterr()
     assert found.err.count("\n") == 1, found.err
     return code, found.err
@@ -260,7 +262,7 @@ def test_bad_arguments(files, trained, capsys, tmp_path, arguments, words):
     ],
 )
 def test_help(capsys, verb):
-    assert cli.main([verb, "--help"]) == 0
+    assert main([verb, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--workdir" in text or "--out" in text or "FILE" in text
     if verb == "train":
@@ -268,7 +270,7 @@ def test_help(capsys, verb):
 
 
 def test_overrides():
-    config = cli._fields(
+    config = arguments.fields(
         configs.get("test"), "--data.batch-size 8 --optimiser.ema 0.5".split(), "train"
     )
     assert config.data.batch_size == 8 and config.optimiser.ema == 0.5

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mpi_jax import calibrated, configs, data, train
+from mpi_jax import configs, data, train
 
 
 @pytest.mark.parametrize("name", configs.CONFIGS)
@@ -16,7 +16,7 @@ def test_round_trip_and_fit(name):
     assert again == config
     model = train.make_networks(config)
     assert model.generator.config.image_size == config.scanner.pixels
-    if config.scanner.preset != calibrated.PRESET:  # these need a file
+    if config.scanner.preset != data.calibrated.PRESET:  # these need a file
         scanner = data.make_scanner(config)
         assert scanner.grid.shape[0] == config.scanner.pixels
         train.check_signal(model.generator, scanner)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpi_jax import controls
+from mpi_jax.methods import controls
 
 
 def test_ridge_is_least_squares_with_extra_rows():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpi_jax import configs, data, phantoms, physics, scanner, system_matrix
-from mpi_jax.reconstruct import variational
+from mpi_jax.reconstruct import spectral
 
 SIZE = 6
 
@@ -47,7 +47,7 @@ def test_pictures_are_rounded_phantoms(operator, monkeypatch):
     image = jnp.array([[[0.0, 0.4999, 0.5001], [1.0, 127.5001, 254.6]]]) / 255
     mask = jnp.array([[[1.0, 0, 0], [1, 0, 1]]])
     given = image, mask, jnp.array([3])
-    monkeypatch.setattr(phantoms, "batch", lambda *_: given)
+    monkeypatch.setattr(data.examples.phantoms, "batch", lambda *_: given)
     made = data.pictures(0, 0, 1, operator.scanner.grid)
     assert made.image.dtype == np.uint8 and made.mask.dtype == bool
     np.testing.assert_array_equal(made.image, [[[0, 0, 1], [1, 128, 255]]])
@@ -77,7 +77,7 @@ def test_inputs(operator):
     assert inputs.features.shape == (SIZE, 32, 32, 5)
     flat = made.voltage.reshape(SIZE, -1)
     for k, lam in enumerate(np.asarray(operator.lams)):
-        image = variational.tikhonov(operator.basis, flat, float(lam))
+        image = spectral.tikhonov(operator.basis, flat, float(lam))
         expected = image.reshape(SIZE, 32, 32)
         np.testing.assert_allclose(inputs.features[..., k], expected, atol=1e-4)
     np.testing.assert_array_equal(inputs.features[..., 4], inputs.base)

@@ -8,7 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from mpi_jax import bootstrap, checkpoint, cli, evaluate, phantoms, report
+from mpi_jax import bootstrap, phantoms, pretrained, report
+from mpi_jax.cli import arguments
+from mpi_jax.evaluation import table
+from mpi_jax.methods import networks, problem
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METHODS = (
@@ -24,9 +27,9 @@ def copy_run(trained, folder, seed):
     about = json.loads((trained / "config.json").read_text())
     about["config"]["seed"] = about["seed"] = seed
     (folder / "config.json").write_text(json.dumps(about))
-    params, metadata = checkpoint.load_weights(trained / "weights.safetensors")
+    params, metadata = pretrained.load_weights(trained / "weights.safetensors")
     metadata["config"]["seed"] = metadata["seed"] = seed
-    checkpoint.export_weights(folder / "weights.safetensors", params, metadata)
+    pretrained.export_weights(folder / "weights.safetensors", params, metadata)
     return folder
 
 
@@ -58,8 +61,8 @@ def test_every_line_is_there(evaluated):
     labels = {n["method"]: n["label"] for n in lines}
     assert labels["transgan"] == "Dual-task TransGAN + physics, seed 0"
     assert labels["run1"] == "Dual-task TransGAN + physics, seed 1"
-    assert set(evaluate.USUAL) < set(methods)
-    assert set(evaluate.METHODS) <= set(cli.METHODS)
+    assert set(problem.USUAL) < set(methods)
+    assert set(problem.METHODS) <= set(arguments.METHODS)
     assert float(values["main_snr_db"]) == 40
     assert len(values["family"]) == 18
 
@@ -77,7 +80,7 @@ def test_rows_whose_numbers_are_known(evaluated):
     every = {(n["snr_db"], n["method"]): n for n in lines if n["family"] == "all"}
     mean, ridge = every[40.0, "mean"], every[40.0, "ridge"]
     np.testing.assert_allclose(mean["amount"]["slope"], 0, atol=1e-6)
-    seen = checkpoint.load_weights(folder / "weights.safetensors")[1]["images"]
+    seen = pretrained.load_weights(folder / "weights.safetensors")[1]["images"]
     assert ridge["settings"]["training_images"] == seen
     assert ridge["psnr"]["mean"] > mean["psnr"]["mean"]
     best = every[np.inf, "tikhonov"]["psnr"]["mean"]
@@ -177,7 +180,7 @@ def test_claim_is_reported_as_found(tmp_path):
     matched = {"kind": "matched"}
     for n, (gain, told) in enumerate([(0.5, "better"), (-0.5, "worse")]):
         folder = claim_run(tmp_path / str(n), matched, gain=gain)
-        ((words, *cells, seeds), own) = report._claims(report._read(folder))[0].rows
+        ((words, *cells, seeds), own) = report.claims(report.read(folder))[0].rows
         assert words == "dual 0 against matched 1" and seeds == "3, 3"
         psnr, ssim, dice = map(difference, cells)
         assert abs(psnr[0] - gain) < 0.02 and psnr[1] <= psnr[0] <= psnr[2]
@@ -195,7 +198,7 @@ def test_claim_compares_what_differs_in_one_thing(tmp_path):
         {"bce": 1.0, "dice": 0.1},
         {"bce": 1.0, "dice": 0.1, "adversarial": 0.0},
     )
-    (table,) = report._claims(report._read(claim_run(tmp_path, *others)))
+    (table,) = report.claims(report.read(claim_run(tmp_path, *others)))
     compared = [row[0] for row in table.rows if "own" not in row[0]]
     assert compared == [
         "dual 0 against the same without adversary",
@@ -265,15 +268,15 @@ def test_bad_input(trained, tmp_path):
     about["config"]["data"]["test_snr_db"] = 30.0
     (other / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="scanner.model.*'mpirf'.*test_snr_db.*30"):
-        evaluate.run(folder, runs=[other], num=6)
+        table.run(folder, runs=[other], num=6)
     with pytest.raises(ValueError, match="expected some of.*'magic'"):
-        evaluate.run(folder, methods=["magic"], num=6)
+        table.run(folder, methods=["magic"], num=6)
     with pytest.raises(ValueError, match="snr: expected numbers"):
-        evaluate.run(folder, snr=[float("nan")], num=6)
+        table.run(folder, snr=[float("nan")], num=6)
     (other / "config.json").write_text((folder / "config.json").read_text())
     (other / "weights.safetensors").unlink()
     with pytest.raises(ValueError, match="no weights yet"):
-        evaluate.run(folder, runs=[other], num=6)
+        table.run(folder, runs=[other], num=6)
 
 
 def test_labels_tell_runs_apart():
@@ -281,17 +284,17 @@ def test_labels_tell_runs_apart():
         {"adversarial": a, "bce": 5.0, "dice": 5.0, "config": "c", "seed": s}
         for a, s in ((0, 0), (1, 0), (1, 1), (1, 1))
     ]
-    assert evaluate._distinct(["A"] * 4, abouts) == [
+    assert networks.distinct(["A"] * 4, abouts) == [
         "A, adversarial weight 0",
         "A, adversarial weight 1, seed 0",
         "A, adversarial weight 1, seed 1, run 1",
         "A, adversarial weight 1, seed 1, run 2",
     ]
     two = [abouts[0], {**abouts[0], "config": "d"}]
-    assert evaluate._distinct(["A"] * 2, two) == ["A, config c", "A, config d"]
+    assert networks.distinct(["A"] * 2, two) == ["A, config c", "A, config d"]
     two = [abouts[0], {**abouts[0], "dice": 0.1}]
-    assert evaluate._distinct(["A"] * 2, two) == [
+    assert networks.distinct(["A"] * 2, two) == [
         "A, mask terms 5 BCE + 5 Dice",
         "A, mask terms 5 BCE + 0.1 Dice",
     ]
-    assert evaluate._distinct(["A", "B"], abouts[:2]) == ["A", "B"]
+    assert networks.distinct(["A", "B"], abouts[:2]) == ["A", "B"]

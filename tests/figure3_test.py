@@ -10,17 +10,17 @@ import pytest
 from calibrated_test import changed, config, folder  # noqa: F401
 
 from mpi_jax import (
-    calibrated,
-    checkpoint,
-    cli,
     configs,
     data,
-    evaluate,
     mdf,
     open_mpi,
-    pipeline,
+    phantoms,
+    preprocess,
+    pretrained,
     train,
 )
+from mpi_jax.cli.main import main
+from mpi_jax.methods import classical, problem
 from mpi_jax.reconstruct import kaczmarz
 
 
@@ -50,12 +50,12 @@ def runs(small, operator, tmp_path_factory):
         params = jax.jit(generator.init)(jax.random.key(0), *inputs)["params"]
         folders.append(tmp_path_factory.mktemp(name))
         about = {"config": configs.to_dict(own)}
-        checkpoint.export_weights(folders[-1] / "weights.safetensors", params, about)
+        pretrained.export_weights(folders[-1] / "weights.safetensors", params, about)
     return folders
 
 
 def test_examples_are_signals_of_the_file(small, operator):
-    matrix, keep = calibrated.matrix(small)
+    matrix, keep = data.calibrated.matrix(small)
     made = data.draw(operator, "train", 0, 6, np.inf)
     u = np.einsum("cvp,np->ncv", matrix, np.asarray(made.image).reshape(6, -1))
     np.testing.assert_allclose(made.voltage, u, atol=1e-4 * np.abs(u).max())
@@ -68,17 +68,17 @@ def test_examples_are_signals_of_the_file(small, operator):
 
 
 def test_classical_methods_take_the_file(small, operator):
-    p = evaluate.problem(small, operator)
-    assert p.rows.shape == (calibrated.matrix(small)[1].sum(), 32 * 32)
+    p = problem.problem(small, operator)
+    assert p.rows.shape == (data.calibrated.matrix(small)[1].sum(), 32 * 32)
     with pytest.raises(ValueError, match="method xspace: expected a simulated scanner"):
-        evaluate.xspace_solver(p)
+        classical.xspace_solver(p)
 
 
 def test_figure(small, operator, runs, folder, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "figure"
     words = ["figure3", "--phantoms", "shape", "--runs", *map(str, runs)]
     words += ["--measurements", str(folder / "shape.mdf"), "--out", str(out)]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     said = capsys.readouterr().out
     assert "Dual-task TransGAN + physics" in said and "Single-task" in said
     assert (out / "figure3.png").read_bytes()[1:4] == b"PNG"
@@ -87,14 +87,16 @@ def test_figure(small, operator, runs, folder, tmp_path, capsys):  # noqa: F811
     assert len(rows) == 5 and len(said.split("\n| shape")) == 6
     with np.load(out / "arrays.npz") as stored:
         arrays = dict(stored)
-    grid = calibrated.scanner_of(small).grid
-    np.testing.assert_allclose(arrays["truth"][0], open_mpi.phantom("shape", grid))
+    grid = data.calibrated.scanner_of(small).grid
+    np.testing.assert_allclose(
+        arrays["truth"][0], phantoms.open_mpi.phantom("shape", grid)
+    )
     # Second route to the first method: the rows and the measured signal themselves.
     settings = dataclasses.replace(
-        calibrated.preprocessing(small), background="mean", periods=(4, 8)
+        data.calibrated.preprocessing(small), background="mean", periods=(4, 8)
     )
-    file = calibrated.read(small)
-    system = pipeline.prepare(file, mdf.read(folder / "shape.mdf"), settings)
+    file = data.calibrated.read(small)
+    system = preprocess.prepare(file, mdf.read(folder / "shape.mdf"), settings)
     # Networks and solvers get each channel in the unit of its training signals.
     channel = np.nonzero(np.asarray(system.keep))[0]
     unit = np.asarray(operator.scale)[channel, 0]
@@ -112,15 +114,15 @@ def test_figure(small, operator, runs, folder, tmp_path, capsys):  # noqa: F811
 
     other = tmp_path / "other"
     other.mkdir()
-    params, about = checkpoint.load_weights(runs[0] / "weights.safetensors")
+    params, about = pretrained.load_weights(runs[0] / "weights.safetensors")
     about["config"] = configs.to_dict(changed(small, slab=1))
-    checkpoint.export_weights(other / "weights.safetensors", params, about)
+    pretrained.export_weights(other / "weights.safetensors", params, about)
     for more, word in (
         (["--runs", str(tmp_path)], "weights.safetensors"),
         (["--phantoms", "shape", "resolution"], "one file for each phantom"),
         (["--runs", str(runs[0]), str(other)], "one calibration and grid"),
         (["--calibration", "no.mdf"], "found none in no.mdf"),
     ):
-        assert cli.main([*words, *more]) == 2
+        assert main([*words, *more]) == 2
         said = capsys.readouterr().err
         assert word in said and said.count("\n") == 1

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import configs, data, generalise, physics, scanner, system_matrix
+from mpi_jax import configs, data, physics, scanner, system_matrix
+from mpi_jax.evaluation import cases, generalise
+from mpi_jax.noise import coloured_noise, narrow_band, pink, signals
 
 SMALL = scanner.paper(6)
 
@@ -22,25 +24,25 @@ def x64():
 def test_coloured_noise_has_its_slope_and_the_power_of_white_noise(x64):
     u = jnp.asarray(np.random.default_rng(0).normal(size=(64, 2, 512))) + 1.0
     key = jax.random.key(1)
-    for density in (generalise.pink(512), np.ones(257)):
-        noise = generalise.coloured_noise(key, u, 20.0, density) - u
+    for density in (pink(512), np.ones(257)):
+        noise = coloured_noise(key, u, 20.0, density) - u
         # Power SNR of 20 dB: a hundredth of the signal's, over 65,536 samples.
         ratio = jnp.mean(noise**2) / jnp.mean(u**2)
         assert abs(ratio / 0.01 - 1) < 0.03
-    pink = generalise.coloured_noise(key, u, 20.0, generalise.pink(512)) - u
-    power = np.mean(np.abs(np.fft.rfft(pink)) ** 2, axis=(0, 1))[1:-1]
+    pink_noise = coloured_noise(key, u, 20.0, pink(512)) - u
+    power = np.mean(np.abs(np.fft.rfft(pink_noise)) ** 2, axis=(0, 1))[1:-1]
     slope = np.polyfit(np.log(np.arange(1, 256)), np.log(power), 1)[0]
     assert abs(slope + 1) < 0.05
-    np.testing.assert_allclose(np.mean(pink, axis=-1), 0, atol=1e-12)
+    np.testing.assert_allclose(np.mean(pink_noise, axis=-1), 0, atol=1e-12)
 
 
 def test_a_disturbance_stays_in_its_band():
-    band = generalise.narrow_band(SMALL)
+    band = narrow_band(SMALL)
     bins = np.flatnonzero(band)
     # Third harmonic of 2.5 MHz / 102 in periods of 1632 samples: bin 3 * 16.
     np.testing.assert_array_equal(bins, np.arange(43, 54))
     u = jnp.ones((1, 2, SMALL.samples))
-    noise = generalise.coloured_noise(jax.random.key(0), u, 10.0, band) - u
+    noise = coloured_noise(jax.random.key(0), u, 10.0, band) - u
     power = np.sum(np.abs(np.fft.rfft(noise)) ** 2, axis=(0, 1))
     assert power[bins].sum() > 0.999 * power.sum()
 
@@ -49,18 +51,18 @@ def test_densities_that_fit_no_signal_are_refused():
     u = jnp.ones((1, 2, 8))
     for density in (np.ones(8), np.zeros(5), -np.ones(5)):
         with pytest.raises(ValueError, match="density: expected 5 numbers"):
-            generalise.coloured_noise(jax.random.key(0), u, 10.0, density)
+            coloured_noise(jax.random.key(0), u, 10.0, density)
 
 
 def test_shifted_scanners_change_what_they_say():
-    other = generalise.shifted(SMALL, diameter=1.1, gradient=0.98, phase=1.0)
+    other = cases.shifted(SMALL, diameter=1.1, gradient=0.98, phase=1.0)
     assert other.tracer.core_diameter == pytest.approx(33e-9)
     gradient = np.diag([-1.96, -1.96, 3.92])
     np.testing.assert_allclose(other.selection_field.gradient, gradient)
     # One degree on, x is a sine at sin(1 degree) in its first sample.
     field = np.asarray(other.drive_field.field()[0])
     np.testing.assert_allclose(field[0, 0], 12.8e-3 * np.sin(np.pi / 180), rtol=1e-4)
-    same = generalise.shifted(SMALL)
+    same = cases.shifted(SMALL)
     u, v = (np.asarray(s.drive_field.field()[0]) for s in (SMALL, same))
     np.testing.assert_array_equal(u, v)
 
@@ -71,9 +73,9 @@ def test_signals_are_those_of_the_same_iron(x64):
     """
     image = jnp.ones((1, 1, 1))
     weak = scanner.paper(1, amplitude=1e-7, gradient=1e-5)
-    other = generalise.shifted(weak, diameter=1.1)
-    u = generalise.signals(weak, weak, image, "tensor")
-    v = generalise.signals(weak, other, image, "tensor")
+    other = cases.shifted(weak, diameter=1.1)
+    u = signals(weak, weak, image, "tensor")
+    v = signals(weak, other, image, "tensor")
     np.testing.assert_array_equal(u, physics.voltage(weak, image))
     np.testing.assert_allclose(jnp.max(v) / jnp.max(u), 1.1**3, rtol=1e-6)
 
@@ -90,7 +92,7 @@ def test_a_finer_grid_gives_the_signal_of_the_same_tracer(x64):
         grid = nominal.grid.refined(factor)
         other = dataclasses.replace(nominal, grid=grid)
         image = jnp.ones((1, *grid.shape))
-        return np.asarray(generalise.signals(nominal, other, image, "tensor"))
+        return np.asarray(signals(nominal, other, image, "tensor"))
 
     u = [at(factor) for factor in (1, 2, 4, 8)]
     error = [np.linalg.norm(v - u[-1]) / np.linalg.norm(u[-1]) for v in u[:-1]]
@@ -98,7 +100,7 @@ def test_a_finer_grid_gives_the_signal_of_the_same_tracer(x64):
     si = dataclasses.replace(
         nominal, receiver=dataclasses.replace(nominal.receiver, scaling="si")
     )
-    v = generalise.signals(si, si, jnp.ones((1, 8, 8)), "tensor")
+    v = signals(si, si, jnp.ones((1, 8, 8)), "tensor")
     assert np.corrcoef(np.ravel(v), -np.ravel(u[0]))[0, 1] > 0.999999
 
 
@@ -113,13 +115,13 @@ def test_energy_outside_of_a_subspace_is_that_of_the_svd(x64):
         return np.sum((x.reshape(3, 20) @ null.T) ** 2, axis=1)
 
     V = jnp.asarray(Vh[:6].T)
-    found = generalise.unseen(V, jnp.asarray(image), jnp.asarray(truth))
+    found = cases.unseen(V, jnp.asarray(image), jnp.asarray(truth))
     np.testing.assert_allclose(found[0], energy(image) / energy(truth), rtol=1e-10)
     expected = energy(image - truth) / energy(truth)
     np.testing.assert_allclose(found[1], expected, rtol=1e-10)
     # An image inside of the span has none of it, the truth all.
     inside = jnp.asarray((truth.reshape(3, 20) @ Vh[:6].T @ Vh[:6]).reshape(3, 4, 5))
-    ratio, error = generalise.unseen(V, inside, jnp.asarray(truth))
+    ratio, error = cases.unseen(V, inside, jnp.asarray(truth))
     np.testing.assert_allclose(ratio, 0, atol=1e-20)
     np.testing.assert_allclose(error, 1, rtol=1e-10)
 
@@ -133,11 +135,11 @@ def test_superposition_is_exact_for_a_linear_solver_and_not_for_another():
     def linear(u):
         return jnp.asarray(u @ S.T).reshape(5, 4, 4)
 
-    error = generalise.superposition(linear(u + v), linear(u), linear(v))
+    error = cases.superposition(linear(u + v), linear(u), linear(v))
     np.testing.assert_array_equal(error, 0)
     one, two = jnp.ones((1, 2, 2)), 2 * jnp.ones((1, 2, 2))
     # (1 + 2)^2 = 9 against 1 + 4 = 5.
-    error = generalise.superposition((one + two) ** 2, one**2, two**2)
+    error = cases.superposition((one + two) ** 2, one**2, two**2)
     np.testing.assert_allclose(error, 4 / 5, rtol=1e-6)
 
 
@@ -145,12 +147,12 @@ def test_bootstrap_interval_is_that_of_the_normal_mean():
     rng = np.random.default_rng(4)
     before = rng.normal(30, 5, 400)
     after = before - 2 + rng.normal(0, 0.5, 400)
-    paired = generalise.drop(before, after, paired=True)
+    paired = cases.drop(before, after, paired=True)
     assert paired["mean"] == pytest.approx(np.mean(before - after))
     half = 1.96 * np.std(before - after) / np.sqrt(400)
     assert (paired["high"] - paired["low"]) / 2 == pytest.approx(half, rel=0.15)
     # Without pairs both spreads count.
-    apart = generalise.drop(before, after, paired=False)
+    apart = cases.drop(before, after, paired=False)
     half = 1.96 * np.sqrt((before.var() + after.var()) / 400)
     assert (apart["high"] - apart["low"]) / 2 == pytest.approx(half, rel=0.15)
     assert paired["low"] < paired["mean"] < paired["high"]
@@ -160,7 +162,7 @@ def test_pairs_have_no_pixel_in_common():
     masks = np.zeros((5, 2, 3), bool)
     masks[0, 0, 0] = masks[1, 0] = masks[2, 1] = masks[3, 1, 0] = True
     masks[4] = True
-    assert generalise.disjoint_pairs(masks) == [(0, 2), (1, 3)]
+    assert cases.disjoint_pairs(masks) == [(0, 2), (1, 3)]
 
 
 def context(methods=(), images=2, pixels=6):
@@ -170,7 +172,7 @@ def context(methods=(), images=2, pixels=6):
     config = dataclasses.replace(config, data=settings)
     made = scanner.paper(pixels)
     matrix = system_matrix.simulate(made)
-    simulator = data.Operator(
+    simulator = data.ForwardModel(
         scanner=made,
         matrix=matrix,
         scale=jnp.ones((2, 1)),
@@ -185,22 +187,22 @@ def context(methods=(), images=2, pixels=6):
     u = system_matrix.forward(matrix, image)
     truth = data.Examples(image, (image > 0.5).astype(jnp.float32), u, family)
     every = {m.name: m for m in methods}
-    return generalise.Context(config, None, truth, every, None, truth, simulator)
+    return cases.Context(config, None, truth, every, None, truth, simulator)
 
 
 def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
     def network(name, lacks=()):
-        return generalise.Method(name, name, lambda u: (u, None), {}, lacks)
+        return cases.Method(name, name, lambda u: (u, None), {}, lacks)
 
     methods = [network("tv"), network("transgan"), network("transgan b", ("vessels",))]
     drawn = context(images=12).truth
-    monkeypatch.setattr(generalise, "_test_images", lambda *_: drawn)
-    [case] = generalise._families(context(methods))
+    monkeypatch.setattr(cases, "test_images", lambda *_: drawn)
+    [case] = cases._families(context(methods))
     assert case.against == {"transgan b": "transgan"}
     assert case.name == "vessels: left out by transgan b"
     np.testing.assert_array_equal(case.image, drawn.image[np.array([5, 11])])
     np.testing.assert_allclose(case.voltage, drawn.voltage[np.array([5, 11])])
-    assert list(generalise._families(context(methods[:2]))) == []
+    assert list(cases._families(context(methods[:2]))) == []
 
     # Its drop is that of the same images by the other run; tv has none.
     about = {"case": "c", "shows": ["psnr"], "paired": False, "settings": {}}
@@ -222,9 +224,9 @@ def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
 def test_operators_shift_the_data_and_nothing_else(monkeypatch):
     here = context()
     fine = jnp.repeat(jnp.repeat(here.truth.image, 2, 1), 2, 2)
-    monkeypatch.setattr(generalise, "_images", lambda *_: fine)
-    cases = {case.name: case for case in generalise._operator(here)}
-    assert list(cases) == [
+    monkeypatch.setattr(cases, "_images", lambda *_: fine)
+    made = {case.name: case for case in cases._operator(here)}
+    assert list(made) == [
         "same S (inverse crime)",
         "core diameter -20 %",
         "core diameter -10 %",
@@ -236,15 +238,15 @@ def test_operators_shift_the_data_and_nothing_else(monkeypatch):
         "data of the scalar model",
         "data on a 2x finer grid",
     ]
-    u = cases["same S (inverse crime)"].voltage
-    for name, case in cases.items():
+    u = made["same S (inverse crime)"].voltage
+    for name, case in made.items():
         np.testing.assert_allclose(case.image, here.truth.image, rtol=1e-6)
         assert case.paired and case.voltage.shape == u.shape
         change = float(jnp.linalg.norm(case.voltage - u) / jnp.linalg.norm(u))
         assert (change == 0) == name.startswith("same"), name
         assert change < 1.5
     expected = physics.voltage(here.simulator.scanner, here.truth.image, "mpirf")
-    np.testing.assert_array_equal(cases["data of the scalar model"].voltage, expected)
+    np.testing.assert_array_equal(made["data of the scalar model"].voltage, expected)
 
 
 def test_suites_of_a_trained_run(trained, command, tmp_path):

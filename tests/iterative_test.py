@@ -11,7 +11,7 @@ import scipy.sparse.linalg
 from jax.test_util import check_grads
 from jax.tree_util import Partial
 
-from mpi_jax.reconstruct import iterative, kaczmarz
+from mpi_jax.reconstruct import background, iterative, kaczmarz, operators
 
 KINDS = [(False, True), (True, False), (True, True)]  # (complex rows, real images)
 
@@ -62,7 +62,7 @@ def circulant(kernel):
     spectrum = jnp.fft.fft(jnp.asarray(kernel))
     matrix = np.stack([np.roll(kernel, n) for n in range(size)], axis=1)
     functions = Partial(forward, spectrum), Partial(adjoint, spectrum)
-    return iterative.LinearOperator(*functions, (size, size)), matrix
+    return operators.LinearOperator(*functions, (size, size)), matrix
 
 
 def adjoint_holds(operator, seed=0, complex_rows=False):
@@ -78,7 +78,7 @@ def adjoint_holds(operator, seed=0, complex_rows=False):
 @pytest.mark.parametrize("complex_rows", [False, True])
 def test_matrix_as_operator(complex_rows, x64):
     S, u = system(complex_rows)
-    operator = iterative.as_operator(S)
+    operator = operators.as_operator(S)
     assert operator.shape == S.shape
     adjoint_holds(operator, complex_rows=complex_rows)
     np.testing.assert_allclose(operator.adjoint(u), u @ S.conj(), atol=1e-12)
@@ -95,7 +95,7 @@ def test_matrix_free_operator(x64):
 
 @pytest.mark.parametrize("grid", [(5,), (3, 4), (1, 4), (2, 3, 4)])
 def test_gradient(grid, x64):
-    operator = iterative.gradient(grid)
+    operator = operators.gradient(grid)
     adjoint_holds(operator)
     image = np.random.default_rng(2).normal(size=(2, *grid))
     found = np.asarray(operator.forward(image.reshape(2, -1)))
@@ -243,7 +243,7 @@ def test_step_length_of_a_flat_and_of_a_hidden_spectrum(x64):
         np.testing.assert_allclose(result, np.linalg.solve(S, u), atol=1e-8)
 
 
-def background(complex_rows=False):
+def scans(complex_rows=False):
     S, u = system(complex_rows)
     rng = np.random.default_rng(7)
     drift = rng.normal(size=(2, 20)) + (1j if complex_rows else 0)
@@ -253,8 +253,8 @@ def background(complex_rows=False):
 
 @pytest.mark.parametrize("complex_rows", [False, True])
 def test_dictionary_spans_the_strongest_background(complex_rows, x64):
-    _, _, frames = background(complex_rows)
-    B = np.asarray(iterative.background_dictionary(frames))
+    _, _, frames = scans(complex_rows)
+    B = np.asarray(background.background_dictionary(frames))
     U, s, _ = np.linalg.svd(frames.T)
     expected = (U[:, :2] * (s[:2] / s[0])) @ U[:, :2].conj().T
     assert B.shape == (20, 2)
@@ -263,27 +263,27 @@ def test_dictionary_spans_the_strongest_background(complex_rows, x64):
 
 @pytest.mark.parametrize("complex_rows", [False, True])
 def test_eliminated_background_equals_the_joint_solve(complex_rows, x64):
-    S, u, frames = background(complex_rows)
-    B = np.asarray(iterative.background_dictionary(frames))
+    S, u, frames = scans(complex_rows)
+    B = np.asarray(background.background_dictionary(frames))
     lam, beta = 0.05, 0.2
     # The augmented system [S / sqrt(lam), B / sqrt(beta)] with ridge 1.
     G = np.concatenate([S / np.sqrt(lam), B / np.sqrt(beta)], axis=1)
     y = ridge(G, u, 1.0)
     c, d = y[:, :12] / np.sqrt(lam), y[:, 12:] / np.sqrt(beta)
-    white, right = iterative.eliminate_background(S, u, B, beta)
+    white, right = background.eliminate_background(S, u, B, beta)
     options = {"lam": lam, "real": not complex_rows}
     found = iterative.cgnr(white, right, iterations=40, **options)
     np.testing.assert_allclose(found, c, atol=1e-9)
     options |= {"nonnegative": False, "relative": False}
     found = kaczmarz.solve(white, right, iterations=2000, **options)
     np.testing.assert_allclose(found, c, atol=1e-8)
-    found = iterative.background_coefficients(S, u, c, B, beta)
+    found = background.background_coefficients(S, u, c, B, beta)
     np.testing.assert_allclose(found, d, atol=1e-9)
 
 
 def test_projection_with_a_background_touches_c_only(x64):
-    S, u, frames = background()
-    B = np.asarray(iterative.background_dictionary(frames))
+    S, u, frames = scans()
+    B = np.asarray(background.background_dictionary(frames))
     beta = 0.2
     # nnls over (c, d+, d-) with rows for beta ||d||^2.
     joint = np.concatenate([S, B, -B], axis=1)
@@ -293,31 +293,31 @@ def test_projection_with_a_background_touches_c_only(x64):
     rows = np.concatenate([joint, penalty])
     right = np.concatenate([u, np.zeros((2, 2))], axis=1)
     exact = np.stack([scipy.optimize.nnls(rows, frame)[0] for frame in right])
-    white = iterative.eliminate_background(iterative.as_operator(S), u, B, beta)
+    white = background.eliminate_background(operators.as_operator(S), u, B, beta)
     c = iterative.elastic_net(*white, iterations=3000, nonnegative=True)
     np.testing.assert_allclose(c, exact[:, :12], atol=1e-8)
-    d = iterative.background_coefficients(S, u, c, B, beta)
+    d = background.background_coefficients(S, u, c, B, beta)
     np.testing.assert_allclose(d, exact[:, 12:14] - exact[:, 14:], atol=1e-8)
     assert np.any(np.asarray(d) < 0)
 
 
 def test_free_background_is_taken_out(x64):
-    S, u, frames = background()
-    B = np.concatenate([iterative.background_dictionary(frames), np.zeros((20, 1))], 1)
-    white, right = iterative.eliminate_background(S, u, B, 0.0)
+    S, u, frames = scans()
+    B = np.concatenate([background.background_dictionary(frames), np.zeros((20, 1))], 1)
+    white, right = background.eliminate_background(S, u, B, 0.0)
     np.testing.assert_allclose(B.T @ white, 0, atol=1e-12)
     expected = np.linalg.lstsq(np.concatenate([S, B[:, :2]], 1), u.T)[0].T
     found = iterative.cgnr(white, right, iterations=60)
     np.testing.assert_allclose(found, expected[:, :12], atol=1e-8)
     adjoint_holds(
-        iterative.eliminate_background(iterative.as_operator(S), u, B, 0.3)[0]
+        background.eliminate_background(operators.as_operator(S), u, B, 0.3)[0]
     )
 
 
 def test_mean_energy():
     S, _ = system(True)
     expected = np.linalg.norm(S) ** 2 / 12
-    found = iterative.mean_energy(S.astype(np.complex64))
+    found = operators.mean_energy(S.astype(np.complex64))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -327,17 +327,17 @@ cgnr, elastic_net, eliminate, dictionary, as_operator, gradient = (
     for f in (
         iterative.cgnr,
         iterative.elastic_net,
-        iterative.eliminate_background,
-        iterative.background_dictionary,
-        iterative.as_operator,
-        iterative.gradient,
+        background.eliminate_background,
+        background.background_dictionary,
+        operators.as_operator,
+        operators.gradient,
     )
 )
 
 
 def test_solvers_reject():
     S, u = np.eye(3, dtype=np.float32), np.ones((2, 3), np.float32)
-    wrong = iterative.LinearOperator(lambda c: c, lambda u: u[..., :2], (3, 3))
+    wrong = operators.LinearOperator(lambda c: c, lambda u: u[..., :2], (3, 3))
     calls = {
         "S": [
             lambda: cgnr(S[0], u, iterations=1),

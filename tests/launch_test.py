@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from mpi_jax import cli, configs, physics, scanner, system_matrix
+from mpi_jax import configs, physics, scanner, system_matrix
+from mpi_jax.cli import arguments, parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "launch"
@@ -220,7 +221,7 @@ def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
     commands = []
 
     def record(*words):
-        options, rest = cli._parser().parse_known_args([str(word) for word in words])
+        options, rest = parser._parser().parse_known_args([str(word) for word in words])
         commands.append((options, rest))
 
     monkeypatch.setattr(table, "mpi_jax", record)
@@ -234,7 +235,7 @@ def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
     assert [made.config for made, _ in trains] == ["paper", "paper_unet"] * 2
     for (made, rest), seed in zip(trains, (3, 3, 4, 4), strict=True):
         assert made.verb == "train" and made.resume
-        changed = cli._fields(configs.get(made.config), rest, "train")
+        changed = arguments.fields(configs.get(made.config), rest, "train")
         assert (changed.seed, changed.steps) == (seed, 7)
     assert [evaluate[0].workdir, *evaluate[0].runs] == runs
     assert (evaluate[0].num, evaluate[0].methods) == (60, ["tv"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax.models import layers
+from mpi_jax.models import cpu, layers
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-6)
 
@@ -248,7 +248,7 @@ def test_attention_in_chunks_and_its_slopes_in_float64(chunk, monkeypatch):
 
     @jax.jit
     def both(*arguments):
-        found, vjp = jax.vjp(layers._attend_in_chunks, *arguments)
+        found, vjp = jax.vjp(cpu.attend_in_chunks, *arguments)
         return found, *vjp(given)
 
     for found, wanted in zip(both(*arguments), expected, strict=True):
@@ -261,6 +261,6 @@ def test_attention_in_chunks_and_its_slopes_in_float64(chunk, monkeypatch):
     def twice(attend):
         return jax.jit(jax.grad(functools.partial(steepness, attend), (0, 1, 2, 3)))
 
-    ours = twice(layers._attend_in_chunks)(*arguments)
-    for found, wanted in zip(ours, twice(layers._attend)(*arguments), strict=True):
+    ours = twice(cpu.attend_in_chunks)(*arguments)
+    for found, wanted in zip(ours, twice(cpu._attend)(*arguments), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())

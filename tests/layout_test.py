@@ -94,7 +94,7 @@ def test_imports_flow_one_way(name, path):
 
 
 def test_help_costs_no_jax():
-    code = "import sys, mpi_jax.cli as c; c.main(['--help']); assert 'jax' not in sys.modules"
+    code = "import sys, mpi_jax.cli.main as c; c.main(['--help']); assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

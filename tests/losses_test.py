@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import losses
+from mpi_jax import train
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def softplus(z):
 def test_mae(batch):
     image, truth, *_ = batch
     np.testing.assert_allclose(
-        losses.mae(image, truth), np.abs(image - truth).mean(), rtol=1e-6
+        train.losses.mae(image, truth), np.abs(image - truth).mean(), rtol=1e-6
     )
 
 
@@ -37,10 +37,10 @@ def test_bce(batch):
     *_, logit, mask = batch
     p = sigmoid(logit.astype(float))
     expected = -np.mean(np.where(mask, np.log(p), np.log(1 - p)))
-    np.testing.assert_allclose(losses.bce(logit, mask), expected, rtol=1e-5)
+    np.testing.assert_allclose(train.losses.bce(logit, mask), expected, rtol=1e-5)
     # Far logits must neither overflow nor lose their gradient.
     far = jnp.full((1, 2, 2), 200.0)
-    value, slope = jax.value_and_grad(losses.bce)(far, jnp.zeros_like(far))
+    value, slope = jax.value_and_grad(train.losses.bce)(far, jnp.zeros_like(far))
     np.testing.assert_allclose(value, 200, rtol=1e-6)
     np.testing.assert_allclose(slope, 0.25, rtol=1e-6)
 
@@ -52,9 +52,9 @@ def test_dice(batch, epsilon):
     for z, m in zip(logit, mask, strict=True):
         p = sigmoid(z)
         each.append(1 - (2 * p[m].sum() + epsilon) / (p.sum() + m.sum() + epsilon))
-    value = losses.dice(logit, mask, epsilon)
+    value = train.losses.dice(logit, mask, epsilon)
     np.testing.assert_allclose(value, np.mean(each), rtol=1e-5)
-    as_number = losses.dice(logit, mask.astype(np.float32), epsilon)
+    as_number = train.losses.dice(logit, mask.astype(np.float32), epsilon)
     np.testing.assert_allclose(value, as_number, rtol=1e-6)
 
 
@@ -62,28 +62,28 @@ def test_dice_limits():
     mask = np.zeros((2, 8, 8), bool)
     mask[0, 2:5, 2:5] = True  # the second image is empty
     sure = np.where(mask, 50.0, -50.0).astype(np.float32)
-    np.testing.assert_allclose(losses.dice(sure, mask), 0, atol=1e-6)
+    np.testing.assert_allclose(train.losses.dice(sure, mask), 0, atol=1e-6)
     # All wrong: 9 true and 55 guessed pixels in the first, 64 guessed in the second.
     expected = np.mean([1 - 1 / (9 + 55 + 1), 1 - 1 / (64 + 1)])
-    np.testing.assert_allclose(losses.dice(-sure, mask), expected, rtol=1e-6)
+    np.testing.assert_allclose(train.losses.dice(-sure, mask), expected, rtol=1e-6)
 
 
 def test_adversarial_bce():
     real, fake = np.random.default_rng(1).normal(size=(2, 7)).astype(np.float32)
     expected = softplus(-real).mean() + softplus(fake).mean()
     np.testing.assert_allclose(
-        losses.discriminator_bce(real, fake), expected, rtol=1e-5
+        train.losses.discriminator_bce(real, fake), expected, rtol=1e-5
     )
     np.testing.assert_allclose(
-        losses.generator_bce(fake), softplus(-fake).mean(), rtol=1e-5
+        train.losses.generator_bce(fake), softplus(-fake).mean(), rtol=1e-5
     )
-    undecided = losses.discriminator_bce(jnp.zeros(3), jnp.zeros(3))
+    undecided = train.losses.discriminator_bce(jnp.zeros(3), jnp.zeros(3))
     np.testing.assert_allclose(undecided, 2 * np.log(2), rtol=1e-6)
 
 
 def test_generator_wgan():
     score = np.array([1.0, 2.0, 6.0], np.float32)
-    np.testing.assert_allclose(losses.generator_wgan(score), -3.0)
+    np.testing.assert_allclose(train.losses.generator_wgan(score), -3.0)
 
 
 def test_wgangp_of_a_linear_critic(batch):
@@ -103,7 +103,9 @@ def test_wgangp_of_a_linear_critic(batch):
             + penalty * (np.linalg.norm(weight) - 1) ** 2
             + drift * score[0] ** 2
         )
-        value = losses.discriminator_wgangp(critic, real, fake, alpha, drift, penalty)
+        value = train.losses.discriminator_wgangp(
+            critic, real, fake, alpha, drift, penalty
+        )
         np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -119,7 +121,7 @@ def test_wgangp_takes_the_slope_at_the_mixture(batch):
     norm = np.sqrt((mixed**2).sum((1, 2)))
     score = [(images**2).sum((1, 2)).mean() / 2 for images in (real, fake)]
     expected = score[1] - score[0] + 10 * ((norm - 1) ** 2).mean()
-    value = losses.discriminator_wgangp(critic, real, fake, alpha, drift=0.0)
+    value = train.losses.discriminator_wgangp(critic, real, fake, alpha, drift=0.0)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -133,7 +135,7 @@ def test_gradient_through_the_penalty(batch, scale):
         def critic(images):
             return jnp.sum(images * weight[None], axis=(1, 2))
 
-        return losses.discriminator_wgangp(
+        return train.losses.discriminator_wgangp(
             critic, real, fake, jnp.full(4, 0.5), drift=0.0
         )
 
@@ -149,11 +151,15 @@ def test_wrong_shapes_are_named(batch):
     with pytest.raises(
         ValueError, match=r"image, truth: .*\(4, 6, 5\) and \(1, 6, 5\)"
     ):
-        losses.mae(image, truth[:1])
-    for loss in (losses.bce, losses.dice):
+        train.losses.mae(image, truth[:1])
+    for loss in (train.losses.bce, train.losses.dice):
         with pytest.raises(ValueError, match="logit, mask"):
             loss(logit, mask[:, :1])
     with pytest.raises(ValueError, match="real, fake"):
-        losses.discriminator_wgangp(jnp.sum, image, truth[:1], np.zeros(4, np.float32))
+        train.losses.discriminator_wgangp(
+            jnp.sum, image, truth[:1], np.zeros(4, np.float32)
+        )
     with pytest.raises(ValueError, match="alpha"):
-        losses.discriminator_wgangp(jnp.sum, image, truth, np.zeros(1, np.float32))
+        train.losses.discriminator_wgangp(
+            jnp.sum, image, truth, np.zeros(1, np.float32)
+        )

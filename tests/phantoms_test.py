@@ -11,6 +11,7 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
 from mpi_jax import phantoms
+from mpi_jax.phantoms import items, render
 
 GLYPH_BOX = (1.0, 1.3)  # width and height that the atlas covers [digit heights]
 GLYPH_STEP = 0.2 / 127
@@ -91,7 +92,7 @@ def painted(proposal, shape=(64, 64)):
         jnp.zeros(2),
         jnp.array([1.0, 0.0, 0.0]),
     )
-    return phantoms._render(drawing, shape, jnp.array([0.5, 0.5]))
+    return render._render(drawing, shape, jnp.array([0.5, 0.5]))
 
 
 def brute_force(inside_of, n=64, s=16):
@@ -103,7 +104,7 @@ def brute_force(inside_of, n=64, s=16):
 
 def one_polygon(corners, wall=9.0):
     corners = jnp.asarray(corners, jnp.float32)[None]
-    return phantoms._polygons(corners, jnp.array([wall]), jnp.array([True]))
+    return phantoms.polygons(corners, jnp.array([wall]), jnp.array([True]))
 
 
 def turned(x, y, angle):
@@ -170,7 +171,7 @@ def test_stroke_is_a_capsule_and_its_chord(thickest):
     ends = jnp.array([[-0.2, 0.0]]), jnp.array([[0.2, 0.0]])
     radius = jnp.array([[0.1, 0.1]])
     one = jnp.arange(1)
-    proposal = phantoms._strokes(*ends, radius, one, one == 0, thickest)
+    proposal = phantoms.strokes(*ends, radius, one, one == 0, thickest)
     concentration, coverage = painted(proposal)
     np.testing.assert_allclose(coverage.mean(), 0.4 * 0.2 + np.pi * 0.1**2, rtol=3e-3)
     if thickest:  # half chord / radius: half a disc across, half a ball at the ends
@@ -242,7 +243,7 @@ def test_masks_from_the_image_agree_with_coverage(many):
 
 
 def test_glyphs_are_dejavu():
-    depth, box = phantoms._atlas()
+    depth, box = items._atlas()
     np.testing.assert_allclose(box, GLYPH_BOX)
     for digit in range(10):
         expected = np.clip(glyph_depth(digit), -127 * GLYPH_STEP, 127 * GLYPH_STEP)

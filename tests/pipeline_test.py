@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from mpi_jax import mdf, physics, pipeline, scanner, system_matrix
+from mpi_jax import mdf, physics, preprocess, scanner, system_matrix
 from mpi_jax.configs import Preprocessing
+from mpi_jax.methods import linear
 
 # 2.5 MHz / (10, 8): 40 samples, 21 frequencies, 62.5 kHz apart.
 C, V, K, NY, NX = 2, 40, 21, 3, 4
@@ -165,7 +166,7 @@ def test_row_selection(tmp_path, settings, wanted):
         calibration(tmp_path / "c.mdf", S, calibration__snr=STORED[None]),
         measurement(tmp_path / "m.mdf", U[:1]),
     )
-    system = pipeline.prepare(*files, Preprocessing(**settings))
+    system = preprocess.prepare(*files, Preprocessing(**settings))
     keep = np.array([[wanted(c, k) for k in range(K)] for c in range(C)])
     assert 0 < keep.sum() < C * K
     np.testing.assert_array_equal(system.keep, keep)
@@ -181,10 +182,10 @@ def test_ratio_computed_from_background_frames(tmp_path):
     matrix = S / 1e-9 * np.where(loud, 300, 0)[..., None]
     file = calibration(tmp_path / "c.mdf", matrix, empty)
     np.testing.assert_array_equal(
-        pipeline.select(file, Preprocessing(snr_threshold=20.0)), loud
+        preprocess.select(file, Preprocessing(snr_threshold=20.0)), loud
     )
     np.testing.assert_array_equal(
-        pipeline.select(file, Preprocessing(num_rows=3)), loud
+        preprocess.select(file, Preprocessing(num_rows=3)), loud
     )
 
 
@@ -196,7 +197,7 @@ def test_only_the_selected_rows_are_read(tmp_path):
     size = path.stat().st_size
     del matrix
     tracemalloc.start()
-    system = pipeline.prepare(a, b, Preprocessing(min_frequency=1.24e6))
+    system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.24e6))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(system.rows) == 14 and peak < size / 4
@@ -223,7 +224,7 @@ def test_matrix_background(tmp_path):
         "interpolated": S / 1e-9,
     }
     for kind, rows in expected.items():
-        system = pipeline.prepare(a, b, Preprocessing(matrix_background=kind))
+        system = preprocess.prepare(a, b, Preprocessing(matrix_background=kind))
         same(system, rows.reshape(C * K, -1), data)
         assert any("keeps its background" in n for n in system.notes) == (
             kind == "none"
@@ -231,7 +232,7 @@ def test_matrix_background(tmp_path):
     done = dict(measurement__is_background_corrected=True)
     a = calibration(tmp_path / "d.mdf", matrix, empty, **changes, **done)
     for kind in expected:
-        system = pipeline.prepare(a, b, Preprocessing(matrix_background=kind))
+        system = preprocess.prepare(a, b, Preprocessing(matrix_background=kind))
         same(system, matrix.reshape(C * K, -1), data)
 
 
@@ -245,7 +246,7 @@ def test_plane(tmp_path):
     a = calibration(tmp_path / "c.mdf", matrix, scan=volume())
     b = measurement(tmp_path / "m.mdf", U[:1])
     for plane in range(3):
-        system = pipeline.prepare(a, b, Preprocessing(plane=plane))
+        system = preprocess.prepare(a, b, Preprocessing(plane=plane))
         layer = matrix.reshape(C * K, 3, -1)[:, plane]
         same(system, layer, spectra(U[:1].mean(1)))
         assert system.grid.shape == (NY, NX)
@@ -273,7 +274,7 @@ def test_other_grids_are_exact_for_linear_rows(tmp_path, shape, extent):
     a = calibration(tmp_path / "c.mdf", matrix, scan=scan)
     b = measurement(tmp_path / "m.mdf", U[:1])
     settings = Preprocessing(shape=shape, field_of_view=extent)
-    system = pipeline.prepare(a, b, settings)
+    system = preprocess.prepare(a, b, settings)
     new = scanner.Grid(shape, extent or (4e-3, 6e-3, 1.5e-3), (1e-3, 0, 2e-3))
     ratio = np.prod(new.pitch) / np.prod(scan.grid.pitch)
     same(system, linear(new) * ratio, spectra(U[:1].mean(1)))
@@ -290,7 +291,7 @@ def test_the_same_concentration_on_a_finer_grid(tmp_path):
         rows.sum(-1)[None, None],
         measurement__is_fourier_transformed=True,
     )
-    system = pipeline.prepare(a, b, Preprocessing(shape=(6, 6, 8)))
+    system = preprocess.prepare(a, b, Preprocessing(shape=(6, 6, 8)))
     np.testing.assert_allclose(system.rows @ np.ones(288), system.data[0], rtol=1e-10)
 
 
@@ -316,7 +317,7 @@ def test_frames_and_periods(plain):
         ),
     ]
     for settings, u in cases:
-        system = pipeline.prepare(*plain, Preprocessing(**settings))
+        system = preprocess.prepare(*plain, Preprocessing(**settings))
         same(system, S.reshape(C * K, -1), spectra(u))
         assert "the measurement keeps its background" in system.notes[-1]
 
@@ -324,7 +325,7 @@ def test_frames_and_periods(plain):
 def test_background_of_a_measurement(tmp_path, plain):
     seen, empty = U[~EMPTY].mean(1), U[EMPTY].mean(1)
     rows = S.reshape(C * K, -1)
-    system = pipeline.prepare(*plain, Preprocessing(background="mean"))
+    system = preprocess.prepare(*plain, Preprocessing(background="mean"))
     same(system, rows, spectra(seen - empty.mean(0)))
 
     # Scans at the times 0, 3 and 8.5 (8 and 9 follow each other).
@@ -336,13 +337,13 @@ def test_background_of_a_measurement(tmp_path, plain):
         else:
             lost = empty[1] * (8.5 - time) / 5.5 + last * (time - 3) / 5.5
         expected.append(frame - lost)
-    system = pipeline.prepare(*plain, Preprocessing(background="interpolated"))
+    system = preprocess.prepare(*plain, Preprocessing(background="interpolated"))
     same(system, rows, spectra(np.stack(expected)))
 
     other = noise(11, 3, 2, C, V) * 1e-9
     external = measurement(tmp_path / "e.mdf", other)
     settings = Preprocessing(background="external")
-    system = pipeline.prepare(*plain, settings, external)
+    system = preprocess.prepare(*plain, settings, external)
     same(system, rows, spectra(seen - other.mean((0, 1))))
     assert not any("background" in note for note in system.notes)
 
@@ -360,7 +361,7 @@ def test_interpolation_removes_a_linear_drift_of_permuted_frames(tmp_path):
         tmp_path / "m.mdf", u, empty, measurement__frame_permutation=acquired
     )
     a = calibration(tmp_path / "c.mdf", S)
-    system = pipeline.prepare(a, b, Preprocessing(background="interpolated"))
+    system = preprocess.prepare(a, b, Preprocessing(background="interpolated"))
     same(system, S.reshape(C * K, -1), spectra(np.repeat(signal[0], 6, axis=0)), 1e-9)
 
 
@@ -375,11 +376,11 @@ def test_nothing_is_done_twice(tmp_path, plain):
     for kind in ("mean", "interpolated", "external"):
         settings = Preprocessing(background=kind)
         empty = external if kind == "external" else None
-        system = pipeline.prepare(a, b, settings, empty)
+        system = preprocess.prepare(a, b, settings, empty)
         same(system, S.reshape(C * K, -1), spectra(U[~EMPTY].mean(1)))
         assert "background already" in system.notes[0]
     for settings in ({"spectral_leakage": True}, {"joint_background": 2}):
-        system = pipeline.prepare(a, b, Preprocessing(**settings))
+        system = preprocess.prepare(a, b, Preprocessing(**settings))
         same(system, S.reshape(C * K, -1), spectra(U[~EMPTY].mean(1)))
         assert "already" in system.notes[0]
 
@@ -414,7 +415,7 @@ def windowed():
 
 def test_spectral_leakage_formula(windowed):
     np.testing.assert_allclose(
-        pipeline.spectral_leakage(U[1]), windowed["periods"], atol=1e-20
+        preprocess.spectral_leakage(U[1]), windowed["periods"], atol=1e-20
     )
 
 
@@ -422,7 +423,7 @@ def test_spectral_leakage_formula(windowed):
 def test_spectral_leakage_of_periods(plain, windowed, settings):
     """Neighbours are the periods of the frame, also those that are not in use."""
     settings = Preprocessing(spectral_leakage=True, frames=(0,), **settings)
-    system = pipeline.prepare(*plain, settings)
+    system = preprocess.prepare(*plain, settings)
     first, behind = settings.periods or (0, 6)
     size = settings.period_average or behind - first
     u = windowed["periods"][first:behind].reshape(-1, size, C, V).mean(1)
@@ -433,23 +434,23 @@ def test_spectral_leakage_of_frames(tmp_path, plain, windowed):
     """Neighbours are frames of the same kind; a frame alone is an error."""
     b = measurement(tmp_path / "n.mdf", U[:, :1], EMPTY)
     settings = Preprocessing(spectral_leakage=True)
-    system = pipeline.prepare(plain[0], b, settings)
+    system = preprocess.prepare(plain[0], b, settings)
     same(system, S.reshape(C * K, -1), spectra(windowed["frames"]))
     settings = dataclasses.replace(settings, frames=(5, 1))
-    system = pipeline.prepare(plain[0], b, settings)
+    system = preprocess.prepare(plain[0], b, settings)
     same(system, S.reshape(C * K, -1), spectra(windowed["frames"][[5, 1]]))
     with pytest.raises(ValueError, match="spectral_leakage: expected at least 2"):
         settings = Preprocessing(spectral_leakage=True, background="mean")
-        pipeline.prepare(plain[0], b, settings)
+        preprocess.prepare(plain[0], b, settings)
 
 
 def test_spectral_leakage_leaves_periodic_signals(tmp_path, plain):
     """But for the window's sum, a rounding of the formula that falls with 1 / V."""
     u = np.repeat(noise(16, 1, 1, C, V), 5, axis=1)
-    error = np.abs(pipeline.spectral_leakage(u[0]) - u[0]).max() / np.abs(u).max()
+    error = np.abs(preprocess.spectral_leakage(u[0]) - u[0]).max() / np.abs(u).max()
     assert error < 0.1
     smooth = np.repeat(noise(17, 1, 1, C, 1632), 5, axis=1)[0]
-    error = np.abs(pipeline.spectral_leakage(smooth) - smooth).max()
+    error = np.abs(preprocess.spectral_leakage(smooth) - smooth).max()
     assert error < 2e-3 * np.abs(smooth).max()
 
 
@@ -460,11 +461,11 @@ def test_spectra_as_measurement(tmp_path, plain):
     Y = np.fft.rfft(U)
     expected = spectra(U[~EMPTY].mean(1))
     b = measurement(tmp_path / "f.mdf", Y, EMPTY, **flags)
-    same(pipeline.prepare(a, b), S.reshape(C * K, -1), expected)
+    same(preprocess.prepare(a, b), S.reshape(C * K, -1), expected)
     b = measurement(
         tmp_path / "g.mdf", Y, EMPTY, measurement__is_fast_frame_axis=True, **flags
     )
-    same(pipeline.prepare(a, b), S.reshape(C * K, -1), expected)
+    same(preprocess.prepare(a, b), S.reshape(C * K, -1), expected)
 
     chosen = np.array([3, 4, 9, 12])
     keep = np.zeros((C, K), bool)
@@ -476,21 +477,21 @@ def test_spectra_as_measurement(tmp_path, plain):
         measurement(tmp_path / "h.mdf", Y[..., chosen], EMPTY, **flags, **picked),
         b,
     ):
-        same(pipeline.prepare(small, part), S[keep], data)
+        same(preprocess.prepare(small, part), S[keep], data)
     # A measurement that lacks frequencies is refused, unless they are not in use.
     part = measurement(tmp_path / "h.mdf", Y[..., chosen], EMPTY, **flags, **picked)
     with pytest.raises(ValueError, match="frequency selection: measurement lacks 17"):
-        pipeline.prepare(a, part)
+        preprocess.prepare(a, part)
     band = Preprocessing(
         min_frequency=187.5e3,
         max_frequency=250e3,
         tolerate=("frequency selection",),
     )
     keep[:, [9, 12]] = False
-    system = pipeline.prepare(a, part, band)
+    system = preprocess.prepare(a, part, band)
     same(system, S[keep], spectra(U[~EMPTY].mean(1), keep))
     with pytest.raises(ValueError, match="expected a time signal"):
-        pipeline.prepare(a, b, Preprocessing(spectral_leakage=True))
+        preprocess.prepare(a, b, Preprocessing(spectral_leakage=True))
 
 
 # --- Transfer functions
@@ -513,34 +514,36 @@ def test_transfer_function(tmp_path):
 
     pair = files({name: FUNCTION}, {name: other})
     with pytest.raises(ValueError, match="transfer_function: expected a choice"):
-        pipeline.prepare(*pair)
-    same(pipeline.prepare(*pair, Preprocessing(transfer_function=False)), rows, data)
+        preprocess.prepare(*pair)
+    same(preprocess.prepare(*pair, Preprocessing(transfer_function=False)), rows, data)
     divided = rows / FUNCTION.reshape(-1, 1), data / other.reshape(-1)
     yes = Preprocessing(transfer_function=True)
-    same(pipeline.prepare(*pair, yes), *divided)
+    same(preprocess.prepare(*pair, yes), *divided)
 
     # Corrected files are left alone, and then there is nothing to choose.
     both = files({name: FUNCTION, done: True}, {name: other, done: True})
     for choice in (None, True, False):
         same(
-            pipeline.prepare(*both, Preprocessing(transfer_function=choice)), rows, data
+            preprocess.prepare(*both, Preprocessing(transfer_function=choice)),
+            rows,
+            data,
         )
     mixed = files({name: FUNCTION, done: True}, {name: other})
     with pytest.raises(ValueError, match="transfer function: system matrix corrected"):
-        pipeline.prepare(*mixed, yes)
+        preprocess.prepare(*mixed, yes)
     tolerant = dataclasses.replace(yes, tolerate=("transfer function",))
-    same(pipeline.prepare(*mixed, tolerant), rows, divided[1])
+    same(preprocess.prepare(*mixed, tolerant), rows, divided[1])
 
     # Of one file only, or of none.
     for pair in (files({name: FUNCTION}, {}), files({}, {name: other}), files({}, {})):
         with pytest.raises(ValueError, match="transfer_function: expected one in"):
-            pipeline.prepare(*pair, yes)
+            preprocess.prepare(*pair, yes)
 
     # An external background is divided by its own.
     pair = files({name: FUNCTION}, {name: other})
     external = measurement(tmp_path / "e.mdf", U[2:4], **{name: FUNCTION})
     settings = dataclasses.replace(yes, background="external")
-    system = pipeline.prepare(*pair, settings, external)
+    system = preprocess.prepare(*pair, settings, external)
     empty = spectra(U[2:4].mean((0, 1))) / FUNCTION.reshape(-1)
     same(system, divided[0], divided[1] - empty)
 
@@ -557,7 +560,7 @@ def test_transfer_function(tmp_path):
         )
         keep = np.zeros((C, K), bool)
         keep[:, chosen] = True
-        system = pipeline.prepare(a, b, yes)
+        system = preprocess.prepare(a, b, yes)
         same(
             system,
             S[keep] / FUNCTION[keep][:, None],
@@ -567,12 +570,12 @@ def test_transfer_function(tmp_path):
     zero = np.where(np.arange(K) == 0, 0, FUNCTION)
     pair = files({name: zero}, {name: other})
     with pytest.raises(ValueError, match="expected finite numbers other than 0"):
-        pipeline.prepare(*pair, yes)
+        preprocess.prepare(*pair, yes)
     keep = ALL.copy()
     keep[:, 0] = False
     band = dataclasses.replace(yes, min_frequency=1e3)
     divided = S[keep] / zero[keep][:, None], spectra(u.mean(1), keep) / other[keep]
-    same(pipeline.prepare(*pair, band), *divided)
+    same(preprocess.prepare(*pair, band), *divided)
 
 
 # --- Weights
@@ -593,11 +596,11 @@ def test_weights(plain):
         ),
     ]
     for settings, expected in cases:
-        system = pipeline.prepare(*plain, Preprocessing(**settings))
+        system = preprocess.prepare(*plain, Preprocessing(**settings))
         ratio = system.weights / expected
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-10)
         same(system, rows, spectra(U[~EMPTY].mean(1)))  # not yet applied
-    assert pipeline.prepare(*plain).weights is None
+    assert preprocess.prepare(*plain).weights is None
 
 
 @pytest.mark.parametrize("method", ["kaczmarz", "cgnr", "nonnegative"])
@@ -605,21 +608,21 @@ def test_weighted_equals_an_explicit_product(method):
     rows, data = noise(20, 18, 6, kind=complex), noise(21, 2, 18, kind=complex)
     weights = np.random.default_rng(22).uniform(size=18)
     keep, grid = np.ones((1, 18), bool), scanner.Grid((2, 3), (1.0, 1.0, 1.0))
-    one = pipeline.System(rows, data, weights, keep, grid)
+    one = preprocess.System(rows, data, weights, keep, grid)
     product = weights[:, None] * rows, weights * data
-    two = pipeline.System(*product, None, keep, grid)
+    two = preprocess.System(*product, None, keep, grid)
     np.testing.assert_allclose(
-        pipeline.reconstruct(one, method), pipeline.reconstruct(two, method), atol=1e-12
+        linear.reconstruct(one, method), linear.reconstruct(two, method), atol=1e-12
     )
 
 
 def test_noise_of_the_data(plain):
     settings = Preprocessing(background="mean", frame_average=2)
-    system = pipeline.prepare(*plain, settings)
+    system = preprocess.prepare(*plain, settings)
     level = np.std(spectra(U[EMPTY].mean(1)), axis=0) / np.sqrt(2)
     unit = np.linalg.norm(S) / np.linalg.norm(system.rows)
     np.testing.assert_allclose(system.noise * unit, level, rtol=1e-10)
-    assert pipeline.prepare(*plain).noise is None
+    assert preprocess.prepare(*plain).noise is None
 
 
 def test_joint_background_is_the_joint_minimiser(plain):
@@ -628,7 +631,7 @@ def test_joint_background_is_the_joint_minimiser(plain):
         settings = Preprocessing(
             joint_background=3, background_penalty=penalty, row_norm=weigh
         )
-        system = pipeline.prepare(*plain, settings)
+        system = preprocess.prepare(*plain, settings)
         rows, data = S.reshape(C * K, -1) / 1e-9, spectra(U[~EMPTY].mean(1)) / 1e-9
         empty = spectra(U[EMPTY].mean(1))
         if weigh:
@@ -694,14 +697,14 @@ def test_patches_equal_simulated_shifts(tmp_path, start):
     b = measurement(tmp_path / "m.mdf", u, scan=small, offsets=offsets)
     settings = Preprocessing(min_frequency=1.0, max_frequency=1.2e6)
     used = np.tile((np.arange(K) > 0) & (np.arange(K) < 20), 4 * C)
-    system = pipeline.prepare(a, b, settings)
+    system = preprocess.prepare(a, b, settings)
     same(system, rows[used], (rows @ c)[None, used], 1e-6)
     np.testing.assert_allclose(system.rows @ c, system.data[0], atol=1e-6)
     assert system.grid.shape == (6, 8)
     np.testing.assert_allclose(system.grid.centre, centre, atol=1e-12)
     np.testing.assert_allclose(system.grid.pitch, PITCH)
     # One of them alone keeps its rows and stands where it was measured.
-    one = pipeline.prepare(a, b, Preprocessing(periods=(3, 4)))
+    one = preprocess.prepare(a, b, Preprocessing(periods=(3, 4)))
     assert one.grid.shape == (4, 5)
     np.testing.assert_allclose(one.grid.centre, SHIFTS[3] * PITCH, atol=1e-12)
 
@@ -720,12 +723,12 @@ def test_periods_joined_to_one_of_the_calibration(tmp_path, settings, long):
     }
     b = measurement(tmp_path / "m.mdf", u, scan=slow, **header)
     with pytest.raises(ValueError, match="samples per period"):
-        pipeline.prepare(a, b)
+        preprocess.prepare(a, b)
     settings = Preprocessing(period_grouping=3, sidebands=1, **settings)
-    system = pipeline.prepare(a, b, settings)
+    system = preprocess.prepare(a, b, settings)
     keep = np.tile([k % 3 < 2 or k % 3 == 2 for k in range(61)], (C, 1))
     np.testing.assert_array_equal(system.keep, keep)  # +-1 of multiples of 3: all
-    centre = pipeline.select(a, Preprocessing(period_grouping=3, sidebands=0))
+    centre = preprocess.select(a, Preprocessing(period_grouping=3, sidebands=0))
     np.testing.assert_array_equal(np.flatnonzero(centre[0]), np.arange(0, 61, 3))
     joined = np.fft.rfft(u.reshape(2, 3, 3, C, V).swapaxes(2, 3).reshape(2, 3, C, -1))
     wanted = joined.reshape(2, 3, -1)
@@ -742,7 +745,7 @@ def test_periods_joined_to_one_of_the_calibration(tmp_path, settings, long):
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            pipeline.prepare(a, b, dataclasses.replace(settings, **bad))
+            preprocess.prepare(a, b, dataclasses.replace(settings, **bad))
 
 
 def test_sparse_rows(tmp_path, plain):
@@ -751,7 +754,7 @@ def test_sparse_rows(tmp_path, plain):
     a = calibration(tmp_path / "s.mdf", S)
     volume = S.reshape(-1, NY, NX)
     terms = scipy.fft.dctn(volume, axes=(1, 2), norm="ortho").reshape(len(volume), -1)
-    data = pipeline.prepare(a, b).data
+    data = preprocess.prepare(a, b).data
     for settings, left in [
         ({"sparse_reduction": 0.25}, np.argsort(np.argsort(-np.abs(terms))) < 3),
         (
@@ -760,14 +763,14 @@ def test_sparse_rows(tmp_path, plain):
         ),
         ({"sparse_reduction": 1.0}, np.ones(terms.shape, bool)),
     ]:
-        system = pipeline.prepare(a, b, Preprocessing(**settings))
+        system = preprocess.prepare(a, b, Preprocessing(**settings))
         back = np.where(left, terms, 0).reshape(volume.shape)
         rows = scipy.fft.idctn(back, axes=(1, 2), norm="ortho").reshape(terms.shape)
         unit = np.linalg.norm(rows) / np.linalg.norm(system.rows)
         np.testing.assert_allclose(system.rows, rows / unit, atol=1e-12)
         assert data.shape == system.data.shape
     with pytest.raises(ValueError, match="sparse_reduction: expected at least"):
-        pipeline.prepare(a, b, Preprocessing(sparse_reduction=0.01))
+        preprocess.prepare(a, b, Preprocessing(sparse_reduction=0.01))
 
 
 def test_noise_from_the_periods_of_one_empty_frame(tmp_path):
@@ -777,7 +780,7 @@ def test_noise_from_the_periods_of_one_empty_frame(tmp_path):
     u[:, :, 1] *= 3
     a = calibration(tmp_path / "c.mdf", S)
     b = measurement(tmp_path / "m.mdf", u, [0, 1])
-    system = pipeline.prepare(
+    system = preprocess.prepare(
         a, b, Preprocessing(min_frequency=1.0, background="mean", period_average=n)
     )
     unit = np.linalg.norm(S[:, 1:]) / np.linalg.norm(system.rows)
@@ -786,7 +789,7 @@ def test_noise_from_the_periods_of_one_empty_frame(tmp_path):
     np.testing.assert_allclose(
         level, np.broadcast_to(wanted[:, None], level.shape), rtol=0.2
     )
-    weighted = pipeline.prepare(
+    weighted = preprocess.prepare(
         a, b, Preprocessing(min_frequency=1.0, background="mean", whitening=True)
     )
     ratio = weighted.weights.reshape(C, -1).mean(1)
@@ -810,7 +813,7 @@ def test_fractional_shifts_are_close_and_their_sign_matters(tmp_path):
         b = measurement(
             tmp_path / "m.mdf", np.array(u)[None], scan=small, offsets=claimed
         )
-        system = pipeline.prepare(a, b, Preprocessing(min_frequency=1.0))
+        system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
         assert system.grid.shape == (9, 11)
         error = system.rows @ smooth(system.grid) - system.data[0]
         return np.linalg.norm(error) / np.linalg.norm(system.data)
@@ -833,20 +836,20 @@ def test_layers_by_moving_the_object(tmp_path):
     joint = np.zeros((layers, C * K, 5, NY * NX), complex)
     for layer in range(layers):
         joint[layer, :, layer : layer + 3] = matrix.reshape(C * K, 3, -1)
-    system = pipeline.prepare(a, b, Preprocessing(background="mean"))
+    system = preprocess.prepare(a, b, Preprocessing(background="mean"))
     same(system, joint.reshape(layers * C * K, -1), spectra(difference).reshape(1, -1))
     assert system.grid.shape == (5, NY, NX)
     np.testing.assert_allclose(system.grid.centre, 0, atol=1e-12)
     # The middle layer alone, as an image.
     one = Preprocessing(background="mean", plane=1, periods=(4, 8))
-    system = pipeline.prepare(a, b, one)
+    system = preprocess.prepare(a, b, one)
     layer = matrix.reshape(C * K, 3, -1)[:, 1]
     same(system, layer, spectra(difference[1])[None])
     # So does an empty scan of its own, patch by patch.
     empty = measurement(tmp_path / "e.mdf", u[1:], scan=scan, offsets=offsets)
     seen = measurement(tmp_path / "f.mdf", u[:1], scan=scan, offsets=offsets)
     external = Preprocessing(background="external")
-    system = pipeline.prepare(a, seen, external, empty)
+    system = preprocess.prepare(a, seen, external, empty)
     same(system, joint.reshape(layers * C * K, -1), spectra(difference).reshape(1, -1))
     for other, message in (
         (offsets[::-1], "expected the offset fields of the measurement"),
@@ -854,22 +857,22 @@ def test_layers_by_moving_the_object(tmp_path):
     ):
         empty = measurement(tmp_path / "e.mdf", u[1:], scan=scan, offsets=other)
         with pytest.raises(ValueError, match=message):
-            pipeline.prepare(a, seen, external, empty)
+            preprocess.prepare(a, seen, external, empty)
     # Half of each patch makes each of them twice; weights come along.
     twice = Preprocessing(
         background="mean", period_average=2, channel_weights=(1.0, 3.0)
     )
-    system = pipeline.prepare(a, b, twice)
+    system = preprocess.prepare(a, b, twice)
     assert len(system.rows) == 6 * C * K
     np.testing.assert_array_equal(system.weights, np.tile(np.repeat([1, 3], K), 6))
     with pytest.raises(ValueError, match="period_average: expected periods of one off"):
-        pipeline.prepare(a, b, Preprocessing(period_average=3))
+        preprocess.prepare(a, b, Preprocessing(period_average=3))
     with pytest.raises(ValueError, match="plane: expected None"):
-        pipeline.prepare(a, b, Preprocessing(plane=1))
+        preprocess.prepare(a, b, Preprocessing(plane=1))
     # Windows against leakage don't reach over to the next patch.
     leak = Preprocessing(spectral_leakage=True, frames=(0,), periods=(0, 4))
     expected = spectra(cleaned(u[0, :4]).mean(0))
-    same(pipeline.prepare(a, b, leak), matrix.reshape(C * K, -1), expected[None])
+    same(preprocess.prepare(a, b, leak), matrix.reshape(C * K, -1), expected[None])
 
 
 # --- Several tracers
@@ -896,20 +899,20 @@ def test_several_tracers(tmp_path):
     settings = Preprocessing(snr_threshold=2.0, min_frequency=1.0, max_frequency=1.2e6)
     keep[:, [0, -1]] = False
     rows = np.concatenate([one[keep], two[keep]], axis=1)
-    system = pipeline.prepare(files, b, settings)
+    system = preprocess.prepare(files, b, settings)
     same(system, rows, (rows @ c.reshape(-1))[None])
-    image = pipeline.reconstruct(system, "tikhonov", lam=1e-12)
+    image = linear.reconstruct(system, "tikhonov", lam=1e-12)
     assert image.shape == (1, 2, NY, NX)
     np.testing.assert_allclose(image.reshape(2, -1), c, atol=1e-6)
     with pytest.raises(ValueError, match="tv: expected a system of one calibration"):
-        pipeline.reconstruct(system, "tv")
-    assert pipeline.prepare(files[:1], b).tracers == 1
+        linear.reconstruct(system, "tv")
+    assert preprocess.prepare(files[:1], b).tracers == 1
     with pytest.raises(ValueError, match="calibration: expected at least one"):
-        pipeline.prepare([], b)
+        preprocess.prepare([], b)
     wider = dataclasses.replace(FLAT, grid=scanner.Grid((NY, NX), (1.0, 1.0, 1.0)))
     other = calibration(tmp_path / "o.mdf", two, scan=wider)
     with pytest.raises(ValueError, match="calibration: expected files on one grid"):
-        pipeline.prepare([files[0], other], b)
+        preprocess.prepare([files[0], other], b)
 
 
 # --- Solving
@@ -967,13 +970,13 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("method", pipeline.METHODS)
+@pytest.mark.parametrize("method", linear.METHODS)
 def test_every_method_recovers_a_phantom(phantom, method, single):
     """Of picovolts in single precision, frame by frame."""
     a, b, c = phantom
-    system = pipeline.prepare(a, b, Preprocessing(min_frequency=1.0))
+    system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
     assert system.rows.dtype == system.data.dtype == np.complex64
-    image = np.asarray(pipeline.reconstruct(system, method))
+    image = np.asarray(linear.reconstruct(system, method))
     assert image.shape == (2, *c.shape) and image.min() >= 0
     error = np.linalg.norm(image[0] - c) / np.linalg.norm(c)
     assert error < LIMITS[method], error
@@ -982,18 +985,18 @@ def test_every_method_recovers_a_phantom(phantom, method, single):
 
 def test_l1_of_a_frame_does_not_depend_on_others(phantom, single):
     a, b, _ = phantom
-    system = pipeline.prepare(a, b, Preprocessing(min_frequency=1.0))
-    image = pipeline.reconstruct(system, "elastic_net", l1=0.3)
+    system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
+    image = linear.reconstruct(system, "elastic_net", l1=0.3)
     assert 0 < np.mean(image[1] > 0) < 1
     np.testing.assert_allclose(image[1], WEAK * image[0], atol=2e-6)
-    assert not pipeline.reconstruct(system, "elastic_net", l1=1.01).any()
+    assert not linear.reconstruct(system, "elastic_net", l1=1.01).any()
 
 
 def test_choice_of_lam(plain):
     a, b = plain
-    system = pipeline.prepare(a, b, Preprocessing(background="mean", row_norm=True))
+    system = preprocess.prepare(a, b, Preprocessing(background="mean", row_norm=True))
     lams = np.logspace(0, -5, 6)
-    chosen, curve, images = pipeline.choose_lam(system, "tikhonov", lams)
+    chosen, curve, images = linear.choose_lam(system, "tikhonov", lams)
     rows = system.weights[:, None] * system.rows
     data = system.weights * system.data
     rows = np.concatenate([rows.real, rows.imag])
@@ -1008,10 +1011,10 @@ def test_choice_of_lam(plain):
             np.testing.assert_allclose(found, expected, rtol=1e-6)
             np.testing.assert_allclose(images[f, i].reshape(-1), c, atol=1e-9 * top)
         assert chosen[f] == lams[np.argmax(curve.curvature[f])]
-    chosen, curve, images = pipeline.choose_lam(
+    chosen, curve, images = linear.choose_lam(
         system, "kaczmarz", lams, rule="discrepancy", iterations=3
     )
-    one = pipeline.reconstruct(system, "kaczmarz", lam=lams[2], iterations=3)
+    one = linear.reconstruct(system, "kaczmarz", lam=lams[2], iterations=3)
     np.testing.assert_allclose(images[:, 2], one, rtol=1e-9)
     level = np.linalg.norm(system.weights * system.noise)
     for f, residuals in enumerate(curve.residual):
@@ -1019,7 +1022,7 @@ def test_choice_of_lam(plain):
         assert chosen[f] == (met[0] if met else lams[-1])
     loud = dataclasses.replace(system, noise=system.noise * 1e3)
     assert (
-        pipeline.choose_lam(loud, "kaczmarz", lams, rule="discrepancy", iterations=3)[0]
+        linear.choose_lam(loud, "kaczmarz", lams, rule="discrepancy", iterations=3)[0]
         == 1
     ).all()
 
@@ -1032,18 +1035,18 @@ def test_choice_of_lam(plain):
     ]
     for arguments, settings, message in bad:
         with pytest.raises(ValueError, match=message):
-            pipeline.choose_lam(*arguments, **settings)
+            linear.choose_lam(*arguments, **settings)
 
 
 def test_ranks_above_the_resolved_are_cut(monkeypatch):
     """Fewer singular values than the limit are no error."""
     rows = noise(28, 12, 3, kind=complex) @ noise(29, 3, 10)
-    monkeypatch.setattr(pipeline, "RANK", 8)
+    monkeypatch.setattr(linear, "RANK", 8)
     c = np.abs(noise(30, 10))
-    system = pipeline.System(
+    system = preprocess.System(
         rows, (rows @ c)[None], None, ALL, scanner.Grid((2, 5), (1.0, 1.0, 1.0))
     )
-    image = pipeline.reconstruct(system, "nonnegative", iterations=200)
+    image = linear.reconstruct(system, "nonnegative", iterations=200)
     np.testing.assert_allclose(rows @ image.reshape(-1), rows @ c, rtol=1e-3)
 
 
@@ -1088,7 +1091,7 @@ def test_ranks_above_the_resolved_are_cut(monkeypatch):
 )
 def test_refusals(plain, settings, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.prepare(*plain, Preprocessing(**settings))
+        preprocess.prepare(*plain, Preprocessing(**settings))
 
 
 @pytest.mark.parametrize(
@@ -1103,37 +1106,37 @@ def test_refusals(plain, settings, message):
 def test_background_needs_background_frames(tmp_path, plain, settings):
     b = measurement(tmp_path / "n.mdf", U)
     with pytest.raises(ValueError, match="background frames, found"):
-        pipeline.prepare(plain[0], b, Preprocessing(**settings))
+        preprocess.prepare(plain[0], b, Preprocessing(**settings))
 
 
 def test_files_that_do_not_go_together(tmp_path, plain):
     a, b = plain
     with pytest.raises(ValueError, match="background: expected a file with"):
-        pipeline.prepare(a, b, background=b)
+        preprocess.prepare(a, b, background=b)
     scan = dataclasses.replace(
         FLAT, selection_field=scanner.SelectionField(np.diag([-2.0, -2.0, 4.0]))
     )
     other = measurement(tmp_path / "g.mdf", U[:1], scan=scan)
     with pytest.raises(ValueError, match="doesn't fit .*gradient: system matrix"):
-        pipeline.prepare(a, other)
+        preprocess.prepare(a, other)
     for name in ("", "grad", "bandwidth"):
         with pytest.raises(ValueError, match="gradient"):
-            pipeline.prepare(a, other, Preprocessing(tolerate=(name,)))
-    system = pipeline.prepare(a, other, Preprocessing(tolerate=("gradient",)))
+            preprocess.prepare(a, other, Preprocessing(tolerate=(name,)))
+    system = preprocess.prepare(a, other, Preprocessing(tolerate=("gradient",)))
     same(system, S.reshape(C * K, -1), spectra(U[:1].mean(1)))
     external = measurement(tmp_path / "g.mdf", U[:1], scan=scan)
     with pytest.raises(ValueError, match=r"doesn't fit .*g\.mdf: gradient"):
-        pipeline.prepare(a, b, Preprocessing(background="external"), external)
+        preprocess.prepare(a, b, Preprocessing(background="external"), external)
     only = measurement(tmp_path / "o.mdf", U[:2], [True, True])
     with pytest.raises(ValueError, match="expected foreground frames, found none"):
-        pipeline.prepare(a, only)
+        preprocess.prepare(a, only)
     with pytest.raises(ValueError, match="rows: expected finite numbers"):
-        pipeline.prepare(calibration(tmp_path / "z.mdf", 0 * S), b)
+        preprocess.prepare(calibration(tmp_path / "z.mdf", 0 * S), b)
     quiet = U.copy()
     quiet[EMPTY] = quiet[0]
     still = measurement(tmp_path / "q.mdf", quiet, EMPTY)
     with pytest.raises(ValueError, match="whitening: expected noise in every row"):
-        pipeline.prepare(a, still, Preprocessing(whitening=True))
+        preprocess.prepare(a, still, Preprocessing(whitening=True))
 
 
 def test_patches_need_a_gradient_and_memory(tmp_path, plain, monkeypatch):
@@ -1144,10 +1147,10 @@ def test_patches_need_a_gradient_and_memory(tmp_path, plain, monkeypatch):
     blind = calibration(tmp_path / "n.mdf", S, **none)
     settings = Preprocessing(tolerate=("gradient",))
     with pytest.raises(ValueError, match="expected a gradient of full rank"):
-        pipeline.prepare(blind, moved, settings)
-    monkeypatch.setattr(pipeline, "_JOINT", 1e4)
+        preprocess.prepare(blind, moved, settings)
+    monkeypatch.setattr(preprocess.matrix, "JOINT", 1e4)
     with pytest.raises(ValueError, match="patches: expected a joint system of at most"):
-        pipeline.prepare(a, moved)
+        preprocess.prepare(a, moved)
 
 
 @pytest.mark.parametrize(
@@ -1189,10 +1192,10 @@ def test_settings_that_contradict(settings):
 
 
 def test_unknown_methods_and_settings(plain):
-    system = pipeline.prepare(*plain)
+    system = preprocess.prepare(*plain)
     with pytest.raises(ValueError, match="method: expected one of kaczmarz"):
-        pipeline.reconstruct(system, "fista")
+        linear.reconstruct(system, "fista")
     with pytest.raises(
         ValueError, match="method tikhonov: expected settings out of lam"
     ):
-        pipeline.reconstruct(system, "tikhonov", iterations=3)
+        linear.reconstruct(system, "tikhonov", iterations=3)

@@ -309,7 +309,7 @@ def test_figure_panels_lie_where_the_images_belong():
         "labels": np.array([], str),
     }
     arrays["truth"][0, :4] = 1
-    figure = report._example_figure(arrays)
+    figure = report.example_figure(arrays)
     picture = figure.axes[0].images[0]
     left, right, bottom, top = picture.get_extent()
     assert right - left == pytest.approx(bottom - top) and top < bottom
@@ -391,9 +391,9 @@ def test_cut_lines_and_repeated_steps(tmp_path):
         log.read_text() + '{"step": 600, "ima' + "\n" + lines(again) + '{"st'
     )
     remarks = []
-    assert len(report._read_lines(tmp_path, "metrics.jsonl", remarks)) == 7
+    assert len(report.read_lines(tmp_path, "metrics.jsonl", remarks)) == 7
     assert remarks == ["metrics.jsonl: 2 unreadable line(s) left out."]
-    run = report._read(tmp_path)
+    run = report.read(tmp_path)
     assert [line["step"] for line in run.training] == [100, 200, 300, 400, 500]
     assert run.training[2]["mae"] == 0.123
     assert "2 unreadable" in report.write(tmp_path).read_text()

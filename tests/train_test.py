@@ -12,9 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from mpi_jax import configs, data, evaluate, losses, phantoms, train
+from mpi_jax import configs, data, phantoms, runs, train
 from mpi_jax.configs import LossConfig, OptimiserConfig
+from mpi_jax.methods.networks import label, load_network
 from mpi_jax.models import baselines, transgan
+from mpi_jax.train import loop
 
 BATCH = 16
 
@@ -136,7 +138,7 @@ def test_critic_steps_are_updates_on_the_images_of_the_step():
         def score(images):
             return model.discriminator.apply({"params": params}, images[..., None])
 
-        return losses.discriminator_wgangp(score, made.image, image, alpha)
+        return train.losses.discriminator_wgangp(score, made.image, image, alpha)
 
     expected = state.discriminator
     for own in jax.random.split(key, 3):
@@ -258,7 +260,7 @@ def test_networks_that_do_not_fit_are_named():
 def test_tensorboard_has_the_numbers_of_the_log(tmp_path):
     tensorboard = pytest.importorskip("tensorboardX")
     config = dataclasses.replace(configs.get("test"), tensorboard=True)
-    with train._Log(tmp_path, config, 0) as log:
+    with runs.Log(tmp_path, config, 0) as log:
         log.write(3, {"mae": 0.25}, 1.0)
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line == {"step": 3, "images": 48, "seconds": 1.0, "mae": 0.25}
@@ -302,9 +304,9 @@ def test_batch_statistics_survive(command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (folder / "weights.safetensors").read_bytes() == whole
     assert (folder / "samples" / "00000004.npz").exists()
-    config, generator, weights = evaluate.load_network(folder)
+    config, generator, weights = load_network(folder)
     assert config.name == "table32_dcgan"
-    assert evaluate.label(config, generator) == "DCGAN"
+    assert label(config, generator) == "DCGAN"
     assert set(weights["batch_stats"]) == {"norm_4", "norm_8", "norm_16"}
 
 
@@ -317,7 +319,7 @@ def test_not_a_number_is_named(tmp_path):
 
     pending = collections.deque(zip(range(5, 9), values, strict=True))
     with pytest.raises(FloatingPointError, match="step 7: mae not finite"):
-        train._drain(pending, tmp_path)
+        loop._drain(pending, tmp_path)
 
 
 def test_metrics_lines_follow_the_checkpoint(tmp_path):
@@ -325,7 +327,7 @@ def test_metrics_lines_follow_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": n, "mae": 1.0}) for n in (10, 20, 30)]
     path.write_text("\n".join(lines) + '\n{"step": 4')
-    train._keep_lines(path, 20)
+    runs.keep_lines(path, 20)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [
         10,
         20,
@@ -334,22 +336,22 @@ def test_metrics_lines_follow_the_checkpoint(tmp_path):
 
 def test_work_folders_are_checked(tmp_path):
     config = configs.get("test")
-    train._prepare(tmp_path / "run", config, resume=False)
+    runs.prepare(tmp_path / "run", config, resume=False)
     about = json.loads((tmp_path / "run" / "config.json").read_text())
     assert about["name"] == "test" and about["version"] and about["jax"]
-    assert train.read_config(tmp_path / "run") == config
+    assert runs.read_config(tmp_path / "run") == config
     with pytest.raises(ValueError, match="pass --resume"):
-        train._prepare(tmp_path / "run", config, resume=False)
-    train._prepare(tmp_path / "run", config, resume=True)
+        runs.prepare(tmp_path / "run", config, resume=False)
+    runs.prepare(tmp_path / "run", config, resume=True)
     other = configs.get("small")
     with pytest.raises(ValueError, match="another config: .* there and .* here"):
-        train._prepare(tmp_path / "run", other, resume=True)
+        runs.prepare(tmp_path / "run", other, resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="other files"):
-        train._prepare(tmp_path / "mine", config, resume=False)
+        runs.prepare(tmp_path / "mine", config, resume=False)
     with pytest.raises(ValueError, match="no config.json"):
-        train.read_config(tmp_path / "mine")
+        runs.read_config(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("schedule, end", [("cosine", 0.0), ("constant", 1e-3)])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from mpi_jax.models import transgan
-from mpi_jax.models.transgan import DISCRIMINATORS, GENERATORS
+from mpi_jax.models import transgan, variants
+from mpi_jax.models.variants import DISCRIMINATORS, GENERATORS
 
 GENERATOR_COUNTS = {
     "tg128_dual": 16_222_342,
@@ -91,7 +91,7 @@ def drawn(module, *arguments, size=0.3):
 
 def built(**overrides):
     """Small generator with these fields, drawn parameters, inputs."""
-    module = transgan.generator("tg128_dual", **overrides)
+    module = variants.generator("tg128_dual", **overrides)
     arguments = inputs(module.config)
     return module, drawn(module, *arguments), arguments
 
@@ -120,7 +120,7 @@ def count(tree):
 
 @pytest.mark.parametrize("row", GENERATORS)
 def test_generator_parameters(row):
-    module = transgan.generator(row)
+    module = variants.generator(row)
     arguments = inputs(module.config, batch=1)
     images, variables = jax.eval_shape(
         module.init_with_output, jax.random.key(0), *arguments
@@ -140,7 +140,7 @@ def test_generator_parameters(row):
 
 @pytest.mark.parametrize(("row", "overrides", "expected"), DISCRIMINATOR_COUNTS)
 def test_discriminator_parameters(row, overrides, expected):
-    module = transgan.discriminator(row, **overrides)
+    module = variants.discriminator(row, **overrides)
     cfg = module.config
     images = jnp.zeros((1, cfg.image_size, cfg.image_size, cfg.inputs))
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -187,7 +187,7 @@ def test_matched_rows_cost_what_dual_costs(name):
     """Parameters and multiply-adds of the control within 1 % of the dual-task row's."""
     found = []
     for tasks in ("dual", "single_matched"):
-        module = transgan.generator(name.format(tasks))
+        module = variants.generator(name.format(tasks))
         arguments = inputs(module.config, batch=1)
         shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
         program = jax.make_jaxpr(module.apply)(shapes, *arguments)
@@ -239,7 +239,7 @@ def test_single_task_has_no_segmentation(sizes):
 
 
 def test_plain_form_starts_faint_with_the_mean_fill():
-    module = transgan.generator("tg128_dual", **SMALL | {"depths": (0, 0)})
+    module = variants.generator("tg128_dual", **SMALL | {"depths": (0, 0)})
     images, _ = start(module, jax.random.key(0), *inputs(module.config))
     assert images.reconstruction.shape == images.segmentation.shape == (2, 16, 16)
     assert 0 < peak(images.reconstruction) < 0.1
@@ -247,7 +247,7 @@ def test_plain_form_starts_faint_with_the_mean_fill():
 
 
 def test_start_is_the_base_and_follows_the_key():
-    module = transgan.generator("tg128_dual", **GUIDED | {"depths": (1, 0)})
+    module = variants.generator("tg128_dual", **GUIDED | {"depths": (1, 0)})
     arguments = inputs(module.config)
     images, variables = start(module, jax.random.key(0), *arguments)
     base = np.asarray(arguments[2])
@@ -333,8 +333,8 @@ def test_bfloat16_keeps_float32_parameters_and_outputs(norm):
 
 def test_discriminator_scores_each_image_alone():
     sizes = dict(width=32, depths=(1, 0, 0), inputs=2)
-    module = transgan.discriminator("df96_32", **sizes)
-    half = transgan.discriminator("df96_32", **sizes, remat=True, dtype="bfloat16")
+    module = variants.discriminator("df96_32", **sizes)
+    half = variants.discriminator("df96_32", **sizes, remat=True, dtype="bfloat16")
     images = normal(0, 2, 32, 32, 2)
     variables = drawn(module, images)
     chex.assert_trees_all_equal(variables, drawn(half, images))
@@ -349,9 +349,9 @@ def test_discriminator_scores_each_image_alone():
 
 def test_unknown_rows_are_named():
     with pytest.raises(ValueError, match="tiny128_dual.*got 'huge'"):
-        transgan.generator("huge")
+        variants.generator("huge")
     with pytest.raises(ValueError, match="df192.*got 'huge'"):
-        transgan.discriminator("huge")
+        variants.discriminator("huge")
     assert set(DISCRIMINATORS) >= {"df96", "df192", "df384"}
 
 
@@ -375,7 +375,7 @@ def test_unknown_rows_are_named():
 def test_sizes_that_do_not_fit_are_named(overrides, message):
     # TypeError: the annotation, where calls are checked against annotations.
     with pytest.raises((ValueError, TypeError), match=message):
-        transgan.generator("tg128_dual", **{**SMALL, **overrides})
+        variants.generator("tg128_dual", **{**SMALL, **overrides})
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_sizes_that_do_not_fit_are_named(overrides, message):
 )
 def test_discriminator_sizes_that_do_not_fit_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
-        transgan.discriminator("df192", **overrides)
+        variants.discriminator("df192", **overrides)
 
 
 def test_inputs_that_do_not_fit_are_named():
@@ -400,7 +400,7 @@ def test_inputs_that_do_not_fit_are_named():
     module, variables, (signal, _, _) = built(**SMALL)
     with pytest.raises(ValueError, match=r"base: expected None, got \(2, 16, 16\)"):
         module.apply(variables, signal, None, base)
-    critic = transgan.discriminator("df96_32")
+    critic = variants.discriminator("df96_32")
     with pytest.raises(ValueError, match=r"32, 32, 1\), got \(2, 16, 16, 1\)"):
         critic.init(jax.random.key(0), base[..., None])
 
@@ -433,7 +433,7 @@ def test_consistency_step():
 
 
 def test_unrolled_rounds_start_at_the_base_and_learn_from_the_signal():
-    model = transgan.generator("unrolled64_dual", stem_hidden=0)
+    model = variants.generator("unrolled64_dual", stem_hidden=0)
     rng = np.random.default_rng(2)
     features = jnp.asarray(rng.random((1, 64, 64, 5)), jnp.float32)
     base, signal = features[..., -1], jnp.zeros((1, 3264))
@@ -463,4 +463,4 @@ def test_unrolled_rounds_start_at_the_base_and_learn_from_the_signal():
     with pytest.raises(ValueError, match="measured V: expected"):
         model.apply(variables, signal, features, base, (measured[0], s, V[:9]))
     with pytest.raises(ValueError, match="local_rounds: expected 1"):
-        transgan.generator("tg128_dual", local_rounds=2)
+        variants.generator("tg128_dual", local_rounds=2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax.reconstruct import iterative, variational
+from mpi_jax.reconstruct import admm, iterative, parameter_choice, spectral
 
 SCALE = 3e-10  # voltages of real scanners are about this small
 
@@ -32,7 +32,7 @@ def x64():
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24)])
 def test_basis_is_orthonormal_and_rebuilds_the_matrix(shape, x64):
     S, _ = system(*shape)
-    basis = variational.spectral_basis(S, min(shape))
+    basis = spectral.spectral_basis(S, min(shape))
     eye = np.eye(min(shape))
     np.testing.assert_allclose(basis.U.T @ basis.U, eye, atol=1e-10)
     np.testing.assert_allclose(basis.V.T @ basis.V, eye, atol=1e-10)
@@ -43,7 +43,7 @@ def test_basis_is_orthonormal_and_rebuilds_the_matrix(shape, x64):
 
 def test_basis_truncates_to_the_largest_singular_values():
     S, _ = system()
-    basis = variational.spectral_basis(S.astype(np.float32), 7)
+    basis = spectral.spectral_basis(S.astype(np.float32), 7)
     expected = np.linalg.svd(S, compute_uv=False)[:7]
     assert basis.U.dtype == jnp.float32 and basis.resolvent is None
     np.testing.assert_allclose(basis.s * basis.scale, expected, rtol=1e-6)
@@ -51,9 +51,9 @@ def test_basis_truncates_to_the_largest_singular_values():
 
 def test_project_is_the_adjoint_of_expansion(x64):
     S, u = system()
-    basis = variational.spectral_basis(S, 9)
+    basis = spectral.spectral_basis(S, 9)
     z = np.random.default_rng(1).normal(size=9)
-    left = np.sum(variational.project(basis, u[0]) * z)
+    left = np.sum(spectral.project(basis, u[0]) * z)
     np.testing.assert_allclose(left, np.sum(u[0] * (basis.U @ z)), rtol=1e-12)
 
 
@@ -61,31 +61,31 @@ def test_project_is_the_adjoint_of_expansion(x64):
 @pytest.mark.parametrize("lam", [1e-1, 1e-4])
 def test_tikhonov_equals_the_dense_solve(shape, lam, x64):
     S, u = system(*shape)
-    basis = variational.spectral_basis(S, min(shape))
+    basis = spectral.spectral_basis(S, min(shape))
     absolute = lam * np.linalg.norm(S, 2) ** 2
     expected = np.linalg.solve(S.T @ S + absolute * np.eye(shape[1]), S.T @ u.T).T
-    result = variational.tikhonov(basis, u, lam)
+    result = spectral.tikhonov(basis, u, lam)
     np.testing.assert_allclose(result, expected, atol=1e-9 * np.abs(expected).max())
 
 
 def test_tikhonov_without_lam_finds_the_truth_in_float32():
     S, _ = system()
     truth = np.random.default_rng(3).normal(size=(5, 24))
-    basis = variational.spectral_basis(S.astype(np.float32), 24)
-    result = variational.tikhonov(basis, (truth @ S.T).astype(np.float32), 0.0)
+    basis = spectral.spectral_basis(S.astype(np.float32), 24)
+    result = spectral.tikhonov(basis, (truth @ S.T).astype(np.float32), 0.0)
     np.testing.assert_allclose(result, truth, atol=2e-4)
 
 
 def test_several_lam_stack_before_the_voxels():
     S, u = (array.astype(np.float32) for array in system())
-    basis = variational.spectral_basis(S, 20)
+    basis = spectral.spectral_basis(S, 20)
     lams = np.asarray([1e-1, 1e-3, 1e-5], np.float32)
-    result = variational.tikhonov(basis, u, lams)
+    result = spectral.tikhonov(basis, u, lams)
     assert result.shape == (2, 3, 24)
     for index, lam in enumerate(lams):
-        one = variational.tikhonov(basis, u, lam)
+        one = spectral.tikhonov(basis, u, lam)
         np.testing.assert_allclose(result[:, index], one, atol=1e-5)
-        frame = jax.jit(variational.tikhonov)(basis, u[0], lam)
+        frame = jax.jit(spectral.tikhonov)(basis, u[0], lam)
         np.testing.assert_allclose(frame, one[0], atol=1e-5)
 
 
@@ -101,19 +101,19 @@ def nnls(S, u):
 @pytest.mark.parametrize("rho", [1e-2, 1e-3])
 def test_nonnegative_equals_nnls(shape, rho, x64):
     S, u = system(*shape)
-    basis = variational.spectral_basis(S, min(shape), rho)
+    basis = spectral.spectral_basis(S, min(shape), rho)
     assert basis.resolvent is not None
     expected = nnls(S, u)
     assert np.mean(expected == 0) > 0.2  # the constraint matters
-    result = variational.nonnegative(basis, u, iterations=4000)
+    result = admm.nonnegative(basis, u, iterations=4000)
     np.testing.assert_allclose(result, expected, atol=1e-7)
 
 
 def test_nonnegative_meets_the_optimality_conditions(x64):
     S, u = system(24, 60)
-    basis = variational.spectral_basis(S, 24, 1e-2)
+    basis = spectral.spectral_basis(S, 24, 1e-2)
     assert basis.resolvent is None
-    x = np.asarray(variational.nonnegative(basis, u, iterations=8000))
+    x = np.asarray(admm.nonnegative(basis, u, iterations=8000))
     gradient = (x @ S.T - u) @ S / np.linalg.norm(S, 2) ** 2
     assert x.min() >= 0
     assert gradient.min() > -1e-4  # no entry would gain by growing
@@ -123,18 +123,18 @@ def test_nonnegative_meets_the_optimality_conditions(x64):
 def test_start_is_where_it_starts(x64):
     """From the solution nothing moves but the dual variable; a bad start is forgotten."""
     S, u = system()
-    basis = variational.spectral_basis(S, 24, 1e-2)
+    basis = spectral.spectral_basis(S, 24, 1e-2)
     exact = nnls(S, u)
-    one = variational.nonnegative(basis, u, iterations=1, start=exact)
-    cold = variational.nonnegative(basis, u, iterations=1)
+    one = admm.nonnegative(basis, u, iterations=1, start=exact)
+    cold = admm.nonnegative(basis, u, iterations=1)
     assert np.linalg.norm(one - exact) < 0.2 * np.linalg.norm(cold - exact)
-    far = variational.nonnegative(basis, u, iterations=4000, start=exact + 1)
+    far = admm.nonnegative(basis, u, iterations=4000, start=exact + 1)
     np.testing.assert_allclose(far, exact, atol=1e-7)
 
 
 def test_resolvent_is_the_inverse(x64):
     S, _ = system()
-    basis = variational.with_rho(variational.spectral_basis(S, 24), 0.05)
+    basis = spectral.with_rho(spectral.spectral_basis(S, 24), 0.05)
     normal = S.T @ S / np.linalg.norm(S, 2) ** 2
     expected = 0.05 * np.linalg.inv(normal + 0.05 * np.eye(24))
     np.testing.assert_allclose(basis.resolvent, expected, atol=1e-12)
@@ -142,30 +142,30 @@ def test_resolvent_is_the_inverse(x64):
 
 def test_both_forms_of_the_step_agree():
     S, u = (array.astype(np.float32) for array in system())
-    dense = variational.spectral_basis(S, 24)
+    dense = spectral.spectral_basis(S, 24)
     thin = dataclasses.replace(dense, resolvent=None)
-    results = [variational.nonnegative(b, u, iterations=50) for b in (dense, thin)]
+    results = [admm.nonnegative(b, u, iterations=50) for b in (dense, thin)]
     np.testing.assert_allclose(results[0], results[1], atol=1e-3)
 
 
 def test_splitting_beats_projected_gradient(x64):
     S, u = system()
-    basis = variational.spectral_basis(S, 24, 1e-2)
+    basis = spectral.spectral_basis(S, 24, 1e-2)
     scaled, target = S / np.linalg.norm(S, 2), u / np.linalg.norm(S, 2)
     plain = np.zeros((2, 24))
     for _ in range(50):
         plain = np.maximum(plain - (plain @ scaled.T - target) @ scaled, 0)
-    fast = np.asarray(variational.nonnegative(basis, u, iterations=50))
+    fast = np.asarray(admm.nonnegative(basis, u, iterations=50))
     exact = nnls(S, u)
     assert np.linalg.norm(fast - exact) < 0.2 * np.linalg.norm(plain - exact)
 
 
 def test_frames_are_independent_and_derivatives_finite():
     S, u = (array.astype(np.float32) for array in system())
-    basis = variational.spectral_basis(S, 24)
+    basis = spectral.spectral_basis(S, 24)
 
     def image(frame):
-        return variational.nonnegative(basis, frame, iterations=30)
+        return admm.nonnegative(basis, frame, iterations=30)
 
     batch = image(u)
     np.testing.assert_allclose(jax.vmap(image)(u), batch, atol=1e-4)
@@ -183,36 +183,36 @@ def complex_system(seed=4):
 @pytest.mark.parametrize("real", [True, False])
 def test_complex_rows(real, x64):
     S, u = complex_system()
-    basis = variational.spectral_basis(S, real=real)
+    basis = spectral.spectral_basis(S, real=real)
     assert jnp.iscomplexobj(basis.V) == (not real) and basis.V.shape == (12, 12)
     rows, right = S, u
     if real:
         rows = np.concatenate([S.real, S.imag])
         right = np.concatenate([u.real, u.imag], axis=1)
     lams = np.array([1e-1, 1e-3])
-    found = variational.tikhonov(basis, u, lams)
+    found = spectral.tikhonov(basis, u, lams)
     for n, lam in enumerate(lams * np.linalg.norm(rows, 2) ** 2):
         gram = rows.conj().T @ rows + lam * np.eye(12)
         expected = np.linalg.solve(gram, rows.conj().T @ right.T).T
         np.testing.assert_allclose(found[:, n], expected, atol=1e-9)
     if real:
-        images = variational.nonnegative(basis, u, iterations=4000)
+        images = admm.nonnegative(basis, u, iterations=4000)
         np.testing.assert_allclose(images, nnls(rows, right), atol=1e-6)
 
 
 def test_basis_of_all_resolved_values(x64):
     S, _ = system(40, 24)
     low = S[:, :9] @ np.random.default_rng(0).normal(size=(9, 24))
-    assert variational.spectral_basis(low).s.shape == (9,)
-    assert variational.spectral_basis(S).s.shape == (24,)
+    assert spectral.spectral_basis(low).s.shape == (9,)
+    assert spectral.spectral_basis(S).s.shape == (24,)
 
 
 def test_noise_level_is_that_of_the_part_outside():
     S, u = system(400, 24)
     u = (np.random.default_rng(5).normal(size=(200, 400)) * SCALE).astype(np.float32)
-    basis = variational.spectral_basis(S.astype(np.float32), 24)
+    basis = spectral.spectral_basis(S.astype(np.float32), 24)
     u[:100] += (1e3 * u[:100, :24] @ S.T / SCALE).astype(np.float32)
-    found = np.asarray(variational.noise_level(basis, u)) / SCALE
+    found = np.asarray(spectral.noise_level(basis, u)) / SCALE
     # 376 degrees of freedom: 3.6 % a frame, 0.26 % for the mean of 200.
     np.testing.assert_allclose(np.sqrt(np.mean(found**2)), 1, atol=0.01)
     np.testing.assert_allclose(found, 1, atol=0.2)
@@ -278,7 +278,7 @@ def objective(x, S, u, grid, lam_tv, lam, isotropic):
 
 
 _total_variation = jax.jit(
-    variational.total_variation, static_argnames=("grid", "iterations", "isotropic")
+    admm.total_variation, static_argnames=("grid", "iterations", "isotropic")
 )
 
 
@@ -293,7 +293,7 @@ _total_variation = jax.jit(
 )
 def test_total_variation_has_no_duality_gap(grid, isotropic, lam, x64):
     S, u = system()
-    basis = variational.spectral_basis(S, 24, 1e-2)
+    basis = spectral.spectral_basis(S, 24, 1e-2)
     lam_tv, options = 0.02, {"iterations": 4000, "isotropic": isotropic}
     found = _total_variation(basis, u, grid, lam_tv=lam_tv, lam=lam, **options)
     found = np.asarray(found)
@@ -311,7 +311,7 @@ def test_total_variation_has_no_duality_gap(grid, isotropic, lam, x64):
 
 def test_total_variation_in_its_limits(x64):
     S, u = system()
-    basis = variational.spectral_basis(S, 24, 1e-2)
+    basis = spectral.spectral_basis(S, 24, 1e-2)
     options = {"grid": (4, 6), "iterations": 4000}
     weights = np.array([0.0, 1e3])
     found = np.asarray(_total_variation(basis, abs(u), lam_tv=weights, **options))
@@ -326,13 +326,11 @@ def test_total_variation_in_its_limits(x64):
 
 def test_total_variation_of_frames_in_single_precision():
     S, u = (array.astype(np.float32) for array in system())
-    basis = variational.spectral_basis(S, 24, 1e-2)
+    basis = spectral.spectral_basis(S, 24, 1e-2)
 
     @jax.jit
     def image(frame):
-        return variational.total_variation(
-            basis, frame, (4, 6), lam_tv=0.02, iterations=40
-        )
+        return admm.total_variation(basis, frame, (4, 6), lam_tv=0.02, iterations=40)
 
     batch = image(u)
     np.testing.assert_allclose(jax.jit(jax.vmap(image))(u), batch, atol=1e-4)
@@ -345,7 +343,7 @@ def test_total_variation_of_frames_in_single_precision():
 
 def test_discrepancy_picks_the_first_that_meets_the_noise():
     residuals = np.array([[9.0, 4.0, 2.0, 1.0], [9.0, 8.0, 7.0, 6.0]])
-    pick = variational.discrepancy
+    pick = parameter_choice.discrepancy
     np.testing.assert_array_equal(pick(residuals, 0.5, 16), [2, -1])
     np.testing.assert_array_equal(pick(residuals, 0.5, 16, tau=2.0), [1, -1])
     sigma = np.array([0.25, 2.0])
@@ -363,7 +361,7 @@ def test_l_curve_of_a_known_curvature(falling, x64):
     curves = [np.exp(2 * t), residuals, solutions]
     if falling:
         curves = [curve[..., ::-1] for curve in curves]
-    found = variational.l_curve(*curves)
+    found = parameter_choice.l_curve(*curves)
     expected = 1 / np.cosh(t - shift) ** 2
     expected = expected[:, ::-1] if falling else expected
     np.testing.assert_allclose(
@@ -383,15 +381,15 @@ def test_discrepancy_serves_every_solver(x64):
     u = clean + sigma * rng.normal(size=clean.shape)
     lams = np.geomspace(1, 1e-8, 33)
     candidates = [
-        variational.tikhonov(variational.spectral_basis(S), u, lams),
+        spectral.tikhonov(spectral.spectral_basis(S), u, lams),
         iterative.cgnr(S, u, iterations=24, path=True),
     ]
     for c in candidates:
-        residuals, solutions = variational.norms(S, u, c)
+        residuals, solutions = parameter_choice.norms(S, u, c)
         expected = np.linalg.norm(np.asarray(c) @ S.T - u[:, None], axis=-1)
         np.testing.assert_allclose(residuals, expected, rtol=1e-10)
         np.testing.assert_allclose(solutions, np.linalg.norm(c, axis=-1), rtol=1e-10)
-        index = np.asarray(variational.discrepancy(residuals, sigma, 40))
+        index = np.asarray(parameter_choice.discrepancy(residuals, sigma, 40))
         for frame, n in enumerate(index):
             level = sigma * np.sqrt(40)
             assert expected[frame, n] <= level < expected[frame, n - 1]
@@ -401,12 +399,12 @@ def test_discrepancy_serves_every_solver(x64):
 basis_of, tikhonov, nonnegative, project, total_variation, norms = (
     inspect.unwrap(f)
     for f in (
-        variational.spectral_basis,
-        variational.tikhonov,
-        variational.nonnegative,
-        variational.project,
-        variational.total_variation,
-        variational.norms,
+        spectral.spectral_basis,
+        spectral.tikhonov,
+        admm.nonnegative,
+        spectral.project,
+        admm.total_variation,
+        parameter_choice.norms,
     )
 )
 
@@ -432,11 +430,11 @@ def test_basis_rejects(S, rank, name):
 
 def test_solvers_reject():
     S = np.eye(3, dtype=np.float32)
-    basis = variational.spectral_basis(S, 3)
-    twisted = variational.spectral_basis(S * 1j, 3, real=False)
+    basis = spectral.spectral_basis(S, 3)
+    twisted = spectral.spectral_basis(S * 1j, 3, real=False)
     u = np.ones((2, 3), np.float32)
-    l_curve = inspect.unwrap(variational.l_curve)
-    discrepancy = inspect.unwrap(variational.discrepancy)
+    l_curve = inspect.unwrap(parameter_choice.l_curve)
+    discrepancy = inspect.unwrap(parameter_choice.discrepancy)
 
     def tv(basis=basis, u=u, grid=(3,), lam_tv=1.0, iterations=1, **options):
         options |= {"lam_tv": lam_tv, "iterations": iterations}
@@ -453,7 +451,7 @@ def test_solvers_reject():
         "basis": [
             lambda: nonnegative(twisted, u + 0j, iterations=1),
             lambda: tv(twisted, u + 0j),
-            lambda: variational.noise_level(basis, u),
+            lambda: spectral.noise_level(basis, u),
         ],
         "real": [lambda: basis_of(S, 3, real=0)],
         "grid": [lambda: tv(grid=(2, 2)), lambda: tv(grid=(3, 0))],
@@ -487,8 +485,8 @@ def test_solvers_reject():
         ],
         "start": [lambda: nonnegative(basis, u, iterations=1, start=u[0])],
         "rho": [
-            lambda: variational.with_rho(basis, 0.0),
-            lambda: variational.with_rho(basis, np.nan),
+            lambda: spectral.with_rho(basis, 0.0),
+            lambda: spectral.with_rho(basis, np.nan),
         ],
     }
     for name, group in calls.items():

@@ -8,7 +8,8 @@ import pytest
 import scipy.optimize
 
 from mpi_jax import physics, scanner
-from mpi_jax.reconstruct import xspace
+from mpi_jax.noise import add_noise
+from mpi_jax.reconstruct import xspace, xspace_tensor
 
 
 @pytest.mark.parametrize("case, amplitude", [("p17", 1.6e-3), ("dot33", 3.2e-3)])
@@ -139,7 +140,7 @@ def small(n=16, divider=(17, 16, 0), oversampling=2, half=2.4e-3, **changes):
 
 @pytest.fixture(scope="module")
 def plan():
-    return xspace.tensor_plan(small())
+    return xspace_tensor.tensor_plan(small())
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +168,15 @@ def kernel_matrix(s):
 @pytest.mark.parametrize("model, width", [("tensor", 5.8284), ("mpirf", 4.1610)])
 def test_trace_kernel(model, width):
     """Widths at half maximum in x; the closed form; 2/3 at 0."""
-    peak = xspace.trace_kernel(np.zeros(1), model=model)
+    peak = xspace_tensor.trace_kernel(np.zeros(1), model=model)
     np.testing.assert_allclose(peak, 2 / 3, rtol=1e-15)
-    half = xspace.trace_kernel(np.array([width / 2]), model=model)
+    half = xspace_tensor.trace_kernel(np.array([width / 2]), model=model)
     np.testing.assert_allclose(half / peak, 0.5, atol=1e-5)
     x = np.geomspace(2e-3, 300, 200)
     if model == "tensor":
-        np.testing.assert_allclose(xspace.trace_kernel(x), kernel(x), rtol=1e-9)
+        np.testing.assert_allclose(xspace_tensor.trace_kernel(x), kernel(x), rtol=1e-9)
     # Away from the plane: f I + q xi xi^T without its third row and column.
-    full = xspace.trace_kernel(np.array([1.2]), 0.7)
+    full = xspace_tensor.trace_kernel(np.array([1.2]), 0.7)
     z = 1.2**2 + 0.7**2
     f = (1 / np.tanh(np.sqrt(z)) - 1 / np.sqrt(z)) / np.sqrt(z)
     q = (kernel(np.sqrt(z)) - 2 * f) / z
@@ -187,10 +188,10 @@ def test_trace_of_a_point_is_the_kernel(plan):
     s = small()
     image = np.zeros((16, 16))
     image[6, 9] = 1
-    got = np.asarray(xspace.trace(plan, physics.voltage(s, image)))
+    got = np.asarray(xspace_tensor.trace(plan, physics.voltage(s, image)))
     expected = (kernel_matrix(s) @ image.reshape(-1)).reshape(16, 16)
     np.testing.assert_allclose(got, expected, atol=0.05)
-    np.testing.assert_allclose(xspace.blur(plan, image), expected, atol=1e-6)
+    np.testing.assert_allclose(xspace_tensor.blur(plan, image), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("min_frequency", [0.0, 0.06])
@@ -200,10 +201,10 @@ def test_trace_against_regression_by_hand(min_frequency):
         s = small(4, (5, 4, 0), 1)
         cut = min_frequency * 2.5e6
         lam, width = 1e-2, 1e-3
-        plan = xspace.tensor_plan(s, width=width, lam=lam, min_frequency=cut)
+        plan = xspace_tensor.tensor_plan(s, width=width, lam=lam, min_frequency=cut)
         rng = np.random.default_rng(0)
         u = rng.standard_normal((3, 2, 20))
-        got = np.asarray(xspace.trace(plan, u))
+        got = np.asarray(xspace_tensor.trace(plan, u))
         rate = np.asarray(s.drive_field.field()[1])[:, :2]
         r = np.asarray(s.field_free_point()[0])[:, :2]
         pixels = np.asarray(s.grid.positions())[:, :2]
@@ -238,7 +239,7 @@ def test_deconvolution_against_non_negative_least_squares(min_frequency):
     """With the missing traces' amplitudes free, as further columns of both signs."""
     with jax.enable_x64(True):
         s = small(8, (9, 8, 0), 1)
-        plan = xspace.tensor_plan(s, min_frequency=min_frequency, rho=1e-2)
+        plan = xspace_tensor.tensor_plan(s, min_frequency=min_frequency, rho=1e-2)
         lost = np.asarray(plan.lost)
         # Two bins and DC in two channels; a constant signal leaves few traces.
         assert lost.shape[1] == 0 if min_frequency == 0 else 8 <= lost.shape[1] <= 10
@@ -248,7 +249,7 @@ def test_deconvolution_against_non_negative_least_squares(min_frequency):
         # Not the trace of any image, so that the bound is active.
         data = K @ np.maximum(rng.standard_normal(64), 0)
         data += 0.3 * rng.standard_normal(64)
-        got = xspace.deconvolve(plan, data.reshape(8, 8), iterations=10000)
+        got = xspace_tensor.deconvolve(plan, data.reshape(8, 8), iterations=10000)
         columns = np.concatenate([K, lost, -lost], axis=1)
     expected = scipy.optimize.nnls(columns, data, maxiter=10000)[0][:64]
     assert (expected == 0).sum() > 10
@@ -264,16 +265,16 @@ def test_reconstruct_tensor(letter, dtype):
     """A letter comes back in its own units, far closer than without the matrices."""
     with jax.enable_x64(dtype == np.float64):
         s = small()
-        plan = xspace.tensor_plan(s)
+        plan = xspace_tensor.tensor_plan(s)
         u = physics.voltage(s, letter)
-        u = np.asarray(physics.add_noise(jax.random.key(0), u, 40.0))
-        image = xspace.reconstruct_tensor(plan, np.stack([u, 2 * u]))
+        u = np.asarray(add_noise(jax.random.key(0), u, 40.0))
+        image = xspace_tensor.reconstruct_tensor(plan, np.stack([u, 2 * u]))
         assert image.dtype == dtype and image.min() >= 0
         assert psnr(image[0], letter) > 22
         assert psnr(xspace.reconstruct(s, u), letter) < 15
         # A single signal; homogeneous, up to the rounding of the samples' weights.
         tolerance = 0.05 if dtype == np.float32 else 1e-6
-        single = xspace.reconstruct_tensor(plan, u)
+        single = xspace_tensor.reconstruct_tensor(plan, u)
         np.testing.assert_allclose(single, image[0], atol=tolerance)
         np.testing.assert_allclose(image[1], 2 * image[0], atol=2 * tolerance)
 
@@ -281,21 +282,21 @@ def test_reconstruct_tensor(letter, dtype):
 def test_recovers_missing_frequencies(letter):
     """Without what lies below 80 kHz, 97 % of the power, on the paper's scan."""
     s, letter = scanner.paper(32), np.kron(letter, np.ones((2, 2)))
-    plan = xspace.tensor_plan(s, min_frequency=80e3)
+    plan = xspace_tensor.tensor_plan(s, min_frequency=80e3)
     whole = physics.voltage(s, letter)
     spectrum = np.fft.rfft(np.asarray(whole, float))
     spectrum[:, s.frequencies() < 80e3] = 0
     u = np.fft.irfft(spectrum, s.samples)
     assert np.sum(u**2) < 0.1 * np.sum(np.square(whole))
-    image = np.asarray(xspace.reconstruct_tensor(plan, u))
+    image = np.asarray(xspace_tensor.reconstruct_tensor(plan, u))
     assert psnr(image, letter) > 18.5 > 10 > psnr(xspace.reconstruct(s, whole), letter)
     # What the low bins hold makes no difference; that they are missing is known.
-    same = xspace.reconstruct_tensor(plan, whole)
+    same = xspace_tensor.reconstruct_tensor(plan, whole)
     np.testing.assert_allclose(same, image, atol=0.02)
     # The trace that was lost is back.
-    expected = np.asarray(xspace.blur(plan, letter))
-    left = np.linalg.norm(np.asarray(xspace.trace(plan, u)) - expected)
-    error = np.linalg.norm(np.asarray(xspace.blur(plan, image)) - expected)
+    expected = np.asarray(xspace_tensor.blur(plan, letter))
+    left = np.linalg.norm(np.asarray(xspace_tensor.trace(plan, u)) - expected)
+    error = np.linalg.norm(np.asarray(xspace_tensor.blur(plan, image)) - expected)
     assert left > 0.5 * np.linalg.norm(expected) and error < 0.25 * left
 
 
@@ -307,8 +308,8 @@ def test_swapped_axes_give_the_transposed_image(letter):
         return np.asarray(a)[::-1, ::-1].T
 
     def reconstructed(s, image):
-        return xspace.reconstruct_tensor(
-            xspace.tensor_plan(s), physics.voltage(s, image)
+        return xspace_tensor.reconstruct_tensor(
+            xspace_tensor.tensor_plan(s), physics.voltage(s, image)
         )
 
     with jax.enable_x64(True):
@@ -319,14 +320,18 @@ def test_swapped_axes_give_the_transposed_image(letter):
 
 def test_scalar_model_and_si_scaling(letter):
     s = small()
-    plan = xspace.tensor_plan(s, model="mpirf")
+    plan = xspace_tensor.tensor_plan(s, model="mpirf")
     u = physics.voltage(s, letter, model="mpirf")
-    assert psnr(xspace.reconstruct_tensor(plan, u), letter) > 22
+    assert psnr(xspace_tensor.reconstruct_tensor(plan, u), letter) > 22
     with jax.enable_x64(True):
         coils = scanner.Receiver(3e-4 * np.eye(2, 3), scaling="si")
         si = dataclasses.replace(s, receiver=coils)
         got, expected = (
-            np.asarray(xspace.trace(xspace.tensor_plan(a), physics.voltage(a, letter)))
+            np.asarray(
+                xspace_tensor.trace(
+                    xspace_tensor.tensor_plan(a), physics.voltage(a, letter)
+                )
+            )
             for a in (si, s)
         )
     np.testing.assert_allclose(got, expected, atol=1e-8 * expected.max())
@@ -335,13 +340,15 @@ def test_scalar_model_and_si_scaling(letter):
 def test_derivative_in_the_signal(letter):
     with jax.enable_x64(True):
         s = small()
-        plan = xspace.tensor_plan(s)
+        plan = xspace_tensor.tensor_plan(s)
         u = np.asarray(physics.voltage(s, letter))
         unit = u.std()
         toward = np.random.default_rng(2).standard_normal(u.shape) * unit
 
         def value(step):
-            image = xspace.reconstruct_tensor(plan, u + step * toward, iterations=5)
+            image = xspace_tensor.reconstruct_tensor(
+                plan, u + step * toward, iterations=5
+            )
             return (image**2).sum()
 
         h = 1e-6
@@ -351,8 +358,8 @@ def test_derivative_in_the_signal(letter):
 
 
 def test_with_rho_is_a_new_plan(plan):
-    changed = xspace.with_rho(plan, 1e-2)
-    fresh = xspace.tensor_plan(small(), rho=1e-2)
+    changed = xspace_tensor.with_rho(plan, 1e-2)
+    fresh = xspace_tensor.tensor_plan(small(), rho=1e-2)
     for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -361,27 +368,27 @@ def test_bad_input_to_the_plan(plan):
     s = small()
     for name in ("width", "lam", "rho"):
         with pytest.raises(ValueError, match=f"{name}: expected a number > 0"):
-            xspace.tensor_plan(s, **{name: 0.0})
+            xspace_tensor.tensor_plan(s, **{name: 0.0})
     with pytest.raises(ValueError, match="min_frequency: expected 0 to"):
-        xspace.tensor_plan(s, min_frequency=1e9)
+        xspace_tensor.tensor_plan(s, min_frequency=1e9)
     with pytest.raises(ValueError, match="model"):
-        xspace.tensor_plan(s, model="debye")
+        xspace_tensor.tensor_plan(s, model="debye")
     with pytest.raises(ValueError, match="2D grid"):
-        xspace.tensor_plan(scanner.open_mpi_3d(4))
+        xspace_tensor.tensor_plan(scanner.open_mpi_3d(4))
     with pytest.raises(ValueError, match="plane of constant z"):
-        xspace.tensor_plan(small(4, (5, 4, 0), 1, drive_field=scanner.DriveField(
+        xspace_tensor.tensor_plan(small(4, (5, 4, 0), 1, drive_field=scanner.DriveField(
             (1e-3, 1e-3, 1e-3), (5, 4, 3))))  # fmt: skip
     with pytest.raises(ValueError, match="path meets"):
         away = scanner.Grid((4, 4), (1e-3, 1e-3, 1e-3), (0.1, 0.0, 0.0))
-        xspace.tensor_plan(small(grid=away))
+        xspace_tensor.tensor_plan(small(grid=away))
     with pytest.raises(ValueError, match=r"u: expected shape \[..., 2, 544\]"):
-        xspace.reconstruct_tensor(plan, np.ones((2, 545)))
+        xspace_tensor.reconstruct_tensor(plan, np.ones((2, 545)))
     with pytest.raises(ValueError, match=r"blurred: expected shape \[..., 16, 16\]"):
-        xspace.deconvolve(plan, np.ones((16, 15)))
+        xspace_tensor.deconvolve(plan, np.ones((16, 15)))
     with pytest.raises(ValueError, match="iterations: expected at least 1"):
-        xspace.reconstruct_tensor(plan, np.ones((2, 544)), iterations=0)
+        xspace_tensor.reconstruct_tensor(plan, np.ones((2, 544)), iterations=0)
     with pytest.raises(ValueError, match="rho"):
-        xspace.with_rho(plan, -1.0)
+        xspace_tensor.with_rho(plan, -1.0)
 
 
 def test_what_x_space_does_not_know_is_refused():
@@ -398,4 +405,4 @@ def test_what_x_space_does_not_know_is_refused():
         with pytest.raises(ValueError, match=word):
             xspace.reconstruct(other, u)
         with pytest.raises(ValueError, match=word):
-            xspace.tensor_plan(other)
+            xspace_tensor.tensor_plan(other)

@@ -8,7 +8,8 @@ the signal: hence noise of 20 to 40 dB, and a basis of what is above it.
 
 import dataclasses
 
-from mpi_jax.configs import DataConfig, PhysicsConfig, ScannerConfig, small
+from mpi_jax.configs import small
+from mpi_jax.configs.schema import DataConfig, PhysicsConfig, ScannerConfig
 
 CONFIG = dataclasses.replace(
     small.CONFIG,

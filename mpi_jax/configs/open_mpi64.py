@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mpi_jax.configs import ScannerConfig, open_mpi
+from mpi_jax.configs import open_mpi
+from mpi_jax.configs.schema import ScannerConfig
 
 CONFIG = dataclasses.replace(
     open_mpi.CONFIG,

@@ -7,7 +7,8 @@ the TransGAN line, see mpi_jax.models.transgan. ROWS: the learned methods of its
 in equal steps on equal data.
 """
 
-from mpi_jax.configs import Config, PhysicsConfig, table
+from mpi_jax.configs import table
+from mpi_jax.configs.schema import Config, PhysicsConfig
 
 CONFIG = Config(
     name="paper",

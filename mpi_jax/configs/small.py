@@ -1,6 +1,6 @@
 """Dual-task TransGAN with physics features in CPU minutes: what `mpi-jax demo` trains."""
 
-from mpi_jax.configs import (
+from mpi_jax.configs.schema import (
     Config,
     DataConfig,
     LossConfig,

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mpi_jax.configs import ScannerConfig, small64
+from mpi_jax.configs import small64
+from mpi_jax.configs.schema import ScannerConfig
 
 CONFIG = dataclasses.replace(
     small64.CONFIG,

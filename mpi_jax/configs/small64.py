@@ -9,12 +9,12 @@ the image's error and drowned it (validation PSNR after 3,600 images: 30.1 dB wi
 
 import dataclasses
 
-from mpi_jax.configs import (
+from mpi_jax.configs import small
+from mpi_jax.configs.schema import (
     DataConfig,
     OptimiserConfig,
     PhysicsConfig,
     ScannerConfig,
-    small,
 )
 
 CONFIG = dataclasses.replace(

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mpi_jax.configs import PhysicsConfig, ScannerConfig, table, table64
+from mpi_jax.configs import table, table64
+from mpi_jax.configs.schema import PhysicsConfig, ScannerConfig
 
 BASE = dataclasses.replace(
     table64.BASE,

@@ -5,14 +5,14 @@ warm-up and cosine, as our prototypes were trained. The adversarial term has the
 of `small`, a hundredth of the paper family's: what it gains is visible in the row no_gan.
 """
 
-from mpi_jax.configs import (
+from mpi_jax.configs import table
+from mpi_jax.configs.schema import (
     Config,
     DataConfig,
     LossConfig,
     OptimiserConfig,
     PhysicsConfig,
     ScannerConfig,
-    table,
 )
 
 BASE = Config(

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mpi_jax.configs import DataConfig, PhysicsConfig, small
+from mpi_jax.configs import small
+from mpi_jax.configs.schema import DataConfig, PhysicsConfig
 
 CONFIG = dataclasses.replace(
     small.CONFIG,

@@ -26,6 +26,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from mpi_jax.models.cpu import _attend, attend_in_chunks, convolve
+
 Norm = Literal["pixel", "layer"]
 Dtype = Literal["float32", "bfloat16"]
 Tokens = Float[Array, "batch cells tokens channels"]
@@ -38,8 +40,6 @@ Bases = Float[Array | np.ndarray, "_batch _ny _nx"]
 Critiqued = Float[Array | np.ndarray, "batch _ny _nx _channels"]
 
 START = 8  # pixels per side of the first map that a stem makes
-NARROW = 8  # fewer channels than this: XLA's slope of a kernel is as fast as ours
-CHUNK = 2**20  # scores of attention at once on a CPU: 4 MB, which its cache holds
 
 small_normal = nn.initializers.truncated_normal(0.02)
 fan_in_normal = nn.initializers.lecun_normal()
@@ -120,131 +120,8 @@ def relative_bias(
 def conv3x3(channels: int, dtype: Dtype, name: str) -> nn.Conv:
     """3 x 3 convolution that keeps the size of the map; Flax's, but see `_convolve`."""
     cpu = jax.default_backend() == "cpu"
-    special = {"conv_general_dilated": _convolve} if cpu else {}
+    special = {"conv_general_dilated": convolve} if cpu else {}
     return nn.Conv(channels, (3, 3), dtype=dtype, name=name, **special)
-
-
-def _convolve(x, kernel, strides, padding, **settings):
-    """lax.conv_general_dilated for `conv3x3`, wide kernels with a slope of our own."""
-    if min(kernel.shape[2:]) < NARROW:
-        return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
-    return _convolve_wide(x, kernel)
-
-
-def _plain(x, kernel):
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-@jax.custom_vjp
-def _convolve_wide(x, kernel):
-    """x [B, ny, nx, C] and kernel [3, 3, C, K] to [B, ny, nx, K].
-
-    XLA takes the slope with respect to the kernel for a convolution with a window as
-    large as the map; on a CPU that made up three quarters of a training step. Here it
-    is one matrix product: three shifts of x in one direction by three of the slope in
-    the other. Up to three times as fast, and closer to float64.
-    """
-    return _plain(x, kernel)
-
-
-def _convolve_forward(x, kernel):
-    return _plain(x, kernel), (x, kernel)
-
-
-def _convolve_backward(kept, slope):
-    x, kernel = kept
-    (ny, nx), (inputs, outputs) = x.shape[1:3], kernel.shape[2:]
-    transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    columns = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = [columns[:, :, j : j + nx] for j in range(3)]
-    rows = jnp.pad(slope, ((0, 0), (2, 2), (0, 0), (0, 0)))
-    rows = [rows[:, 2 - i : 4 - i + ny] for i in range(3)]
-    left = jnp.concatenate(columns, axis=-1).reshape(-1, 3 * inputs)
-    right = jnp.concatenate(rows, axis=-1).reshape(-1, 3 * outputs)
-    product = jnp.matmul(left.T, right, preferred_element_type=jnp.float32)
-    product = product.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)
-    return _plain(slope, transposed), product.astype(kernel.dtype)
-
-
-_convolve_wide.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _attend(query, key, value, bias):
-    """softmax(query key^T + bias) value; [N, heads, T, C / heads], bias [1, heads, T, T]."""
-    weights = nn.softmax(_times(query, key.mT) + bias)
-    return jnp.matmul(weights.astype(value.dtype), value)
-
-
-def _times(a, b):
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-@jax.custom_vjp
-def _attend_in_chunks(query, key, value, bias):
-    """`_attend` for a CPU, up to twice as fast with its slope.
-
-    Scores are many times as large as what goes in and out, and memory is slow: they are
-    made for some cells at a time and made again for the slope (Dao et al. 2022, arXiv
-    2205.14135). The slope makes them in both orders, because XLA is slow in products
-    that sum over the first index of a large matrix.
-    """
-    return _attend_forward(query, key, value, bias)[0]
-
-
-def _attend_forward(query, key, value, bias):
-    def some(parts):
-        query, key, value = parts
-        scores = _times(query, key.mT) + bias
-        largest = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - largest)
-        total = weights.sum(-1, keepdims=True)
-        mixed = _times(weights.astype(value.dtype), value) / total
-        return mixed.astype(value.dtype), largest + jnp.log(total)
-
-    mixed, level = jax.tree.map(_joined, lax.map(some, _chunks(query, key, value)))
-    return mixed, (query, key, value, bias, mixed, level)
-
-
-def _attend_backward(kept, slope):
-    query, key, value, bias, mixed, level = kept
-    along = jnp.sum(slope * mixed, -1, keepdims=True, dtype=jnp.float32)
-
-    def some(total, parts):
-        query, key, value, slope, level, along = parts
-        weights = jnp.exp(_times(query, key.mT) + bias - level)
-        scores = weights * (_times(slope, value.mT) - along)
-        turned = jnp.exp(
-            _times(key, query.mT) + bias.mT - level.mT
-        )  # [..., key, query]
-        turned_scores = turned * (_times(value, slope.mT) - along.mT)
-        slopes = (
-            _times(scores.astype(key.dtype), key).astype(query.dtype),
-            _times(turned_scores.astype(query.dtype), query).astype(key.dtype),
-            _times(turned.astype(slope.dtype), slope).astype(value.dtype),
-        )
-        return total + scores, slopes  # XLA is slow in sums over cells: one at the end
-
-    parts = _chunks(query, key, value, slope, level, along)
-    zeros = jnp.zeros((parts[0].shape[1], *bias.shape[1:]), jnp.float32)
-    total, slopes = lax.scan(some, zeros, parts)
-    return *map(_joined, slopes), total.sum(0, keepdims=True)
-
-
-_attend_in_chunks.defvjp(_attend_forward, _attend_backward)
-
-
-def _chunks(*arrays):
-    """[N, heads, T, ...] as [chunks, N / chunks, heads, T, ...], see CHUNK."""
-    number, heads, tokens = arrays[0].shape[:3]
-    most = max(CHUNK // (heads * tokens**2), 1)
-    size = max(n for n in range(1, min(most, number) + 1) if number % n == 0)
-    return tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays)
-
-
-def _joined(array):
-    return array.reshape(-1, *array.shape[2:])
 
 
 class Attention(nn.Module):
@@ -288,7 +165,7 @@ class Attention(nn.Module):
             side = 2 * self.window - 1
             table = self.param("relative", small_normal, (side, side, self.heads))
             cpu = jax.default_backend() == "cpu"
-            attend = _attend_in_chunks if cpu else _attend
+            attend = attend_in_chunks if cpu else _attend
             mixed = attend(query, key, value, relative_bias(table)[None])
         mixed = mixed.swapaxes(1, 2)
         return nn.Dense(

@@ -24,113 +24,27 @@ M. Teboulle (2009), SIAM J. Imaging Sci. 2 (accelerated proximal gradients);
 B. O'Donoghue, E. Candes (2015), Found. Comput. Math. 15 (restart).
 """
 
-import dataclasses
 import functools
-import math
-import operator
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Inexact
+
+from mpi_jax.reconstruct.operators import (
+    LinearOperator,
+    Matrix,
+    _count,
+    check_flags,
+    expect,
+    parameter,
+    system,
+)
 
 # The norm of an operator: steps of the power method, and what they may fall short by.
 _POWER_STEPS = 40
 _SHORT = 1.02
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LinearOperator:
-    """S as two functions, for whole batches: c [..., P] -> u [..., M] and its adjoint.
-
-    To hand one over to a jitted function, give its arrays through
-    jax.tree_util.Partial(function, arrays): they are then traced, not compiled in.
-    """
-
-    forward: Callable
-    adjoint: Callable
-    shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
-
-
-Matrix = Inexact[Array | np.ndarray, "M P"]
-
-
-def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
-    """A matrix S [M, P] as an operator; operators with their functions as Partial.
-
-    Raises:
-      ValueError: if S is neither, is empty, or has values that are not finite.
-    """
-    if isinstance(S, LinearOperator):
-        return LinearOperator(_partial(S.forward), _partial(S.adjoint), S.shape)
-    S = jnp.asarray(S)
-    good = S.ndim == 2 and S.size > 0 and jnp.issubdtype(S.dtype, jnp.inexact)
-    expected = "a LinearOperator or a matrix [M, P] of floating or complex numbers"
-    _expect(good, "S", expected, f"shape {S.shape}, {S.dtype}")
-    _check_finite("S", S)
-    return LinearOperator(Partial(_rows, S), Partial(_columns, S), S.shape)
-
-
-def _partial(function):
-    return function if isinstance(function, Partial) else Partial(function)
-
-
-def _rows(S, c):
-    return jnp.matmul(c, S.T, precision="highest")
-
-
-def _columns(S, u):
-    return jnp.matmul(u, S.conj(), precision="highest")
-
-
-def gradient(grid: tuple[int, ...]) -> LinearOperator:
-    """Forward differences of an image of `grid` voxels, one row per axis and voxel.
-
-    c [..., P] in C order of the grid -> [..., axes * P], axis by axis; 0 in the last
-    voxel of each axis (reflecting edge), in units of c per voxel.
-
-    Raises:
-      ValueError: if grid is not a tuple of integers >= 1.
-    """
-    grid = tuple(_count("grid", n) for n in grid)
-    _expect(len(grid) > 0, "grid", "at least one axis", grid)
-    size, axes = math.prod(grid), range(-len(grid), 0)
-
-    def forward(c):
-        image = c.reshape(*c.shape[:-1], *grid)
-        parts = [_pad(jnp.diff(image, axis=axis), axis, 0) for axis in axes]
-        return jnp.stack(parts, -1 - len(grid)).reshape(*c.shape[:-1], -1)
-
-    def adjoint(y):
-        y = y.reshape(*y.shape[:-1], len(grid), *grid)
-        total = 0
-        for part, axis in enumerate(axes):
-            one = lax.index_in_dim(y, part, y.ndim - len(grid) - 1, keepdims=False)
-            inner = lax.slice_in_dim(one, 0, grid[axis] - 1, axis=one.ndim + axis)
-            total = total - jnp.diff(_pad(inner, axis, 1), axis=axis)
-        return total.reshape(*y.shape[: -1 - len(grid)], size)
-
-    return LinearOperator(Partial(forward), Partial(adjoint), (len(grid) * size, size))
-
-
-def _pad(array, axis, before):
-    widths = [(0, 0)] * array.ndim
-    widths[axis] = (before, 1)
-    return jnp.pad(array, widths)
-
-
-def mean_energy(S: Matrix) -> Float[Array, ""]:
-    """||S||_F^2 / P [unit of S squared], the unit of a relative lam of `kaczmarz.solve`.
-
-    In float32 it is 0 for entries below 1e-22; ValueError unless S is a matrix.
-    """
-    S = jnp.asarray(S)
-    _expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")
-    return jnp.sum(jnp.square(S.real) + jnp.square(S.imag)) / S.shape[1]
 
 
 def cgnr(
@@ -167,10 +81,10 @@ def cgnr(
       ValueError: on wrong shapes, kinds or options, and on bad values where the
         argument is concrete.
     """
-    S, u = _system(S, u)
+    S, u = system(S, u)
     iterations = _count("iterations", iterations)
-    lam = _parameter("lam", lam, u)
-    _check_flags(real=real, nonnegative=nonnegative, path=path)
+    lam = parameter("lam", lam, u)
+    check_flags(real=real, nonnegative=nonnegative, path=path)
     options = {"real": real, "nonnegative": nonnegative, "path": path}
     return _cgnr(S, u, lam, iterations=iterations, **options)
 
@@ -235,11 +149,11 @@ def elastic_net(
     Raises:
       ValueError: as in `cgnr`, and on `nonnegative` without `real`.
     """
-    S, u = _system(S, u)
+    S, u = system(S, u)
     iterations = _count("iterations", iterations)
-    l1, l2 = _parameter("l1", l1, u), _parameter("l2", l2, u)
-    _check_flags(real=real, nonnegative=nonnegative, path=path)
-    _expect(real or not nonnegative, "nonnegative", "real=True with it", "real=False")
+    l1, l2 = parameter("l1", l1, u), parameter("l2", l2, u)
+    check_flags(real=real, nonnegative=nonnegative, path=path)
+    expect(real or not nonnegative, "nonnegative", "real=True with it", "real=False")
     options = {"real": real, "nonnegative": nonnegative, "path": path}
     return _elastic_net(S, u, l1, l2, iterations=iterations, **options)
 
@@ -278,100 +192,6 @@ def _elastic_net(S, u, l1, l2, *, iterations, real, nonnegative, path):
     if path:
         c, scale = jnp.moveaxis(kept, 0, -2), scale[..., None]
     return c * scale
-
-
-def background_dictionary(
-    frames: Inexact[Array | np.ndarray, "F M"], rank: int = 2
-) -> Inexact[Array, "M L"]:
-    """Dictionary B [M, rank] of empty frames [F, M]: their first left singular vectors,
-    each times the root of its singular value over the largest.
-
-    Raises:
-      ValueError: unless frames is a finite, non-zero matrix of `rank` frames or more.
-    """
-    frames, rank = jnp.asarray(frames), _count("rank", rank)
-    good = frames.ndim == 2 and min(frames.shape) >= rank
-    expected = f"a matrix [F, M] with F, M >= rank = {rank}"
-    _expect(good, "frames", expected, f"shape {frames.shape}")
-    _check_finite("frames", frames)
-    if not isinstance(frames, jax.core.Tracer):
-        _expect(jnp.any(frames != 0), "frames", "a non-zero entry", "all zero")
-    U, s, _ = jnp.linalg.svd((frames / jnp.max(jnp.abs(frames))).T, full_matrices=False)
-    return U[:, :rank] * jnp.sqrt(s[:rank] / s[0])[None]
-
-
-def eliminate_background(
-    S: Matrix | LinearOperator,
-    u: Inexact[Array | np.ndarray, "*batch M"],
-    B: Inexact[Array | np.ndarray, "M L"],
-    beta: float | np.number | Float[Array, ""],
-) -> tuple[Inexact[Array, "M P"] | LinearOperator, Inexact[Array, "*batch M"]]:
-    """W S and W u, whose solution c is that of S and u jointly with a background.
-
-    Over d alone, min ||S c + B d - u||^2 + beta ||d||^2 is ||W (S c - u)||^2 with
-    W = (I + B B^H / beta)^(-1/2). So every solver can have W S for S and W u for u, with
-    any penalty and any projection, and these then touch c only. beta = 0 leaves the
-    background free: W removes the span of B. S keeps its form, matrix or operator;
-    d is found by `background_coefficients`.
-
-    Departure: MPIReco.jl solves for (c, d) at once, on the rows of [S / sqrt(lam),
-    B / sqrt(beta)]. The minimiser is the same, early iterates are not.
-
-    Raises:
-      ValueError: on wrong shapes or kinds, or a concrete beta that is negative or not
-        finite.
-    """
-    linear, u = _system(S, u)
-    B = _dictionary(B, linear)
-    beta = _parameter("beta", beta, u)
-    Q, s, _ = jnp.linalg.svd(B, full_matrices=False)
-    # A zero column of B takes nothing away, beta = 0 included.
-    energy = jnp.where(s > 0, s**2, 0) + beta
-    kept = jnp.sqrt(jnp.where(energy > 0, beta / jnp.where(energy > 0, energy, 1), 1))
-    whiten = Partial(_whiten, Q, 1 - kept)
-    if isinstance(S, LinearOperator):
-        forward = Partial(_chain, S.forward, whiten)
-        adjoint = Partial(_chain, whiten, S.adjoint)
-        return LinearOperator(forward, adjoint, S.shape), whiten(u)
-    return whiten(jnp.asarray(S).T).T, whiten(u)
-
-
-def background_coefficients(
-    S: Matrix | LinearOperator,
-    u: Inexact[Array | np.ndarray, "*batch M"],
-    c: Inexact[Array | np.ndarray, "*batch P"],
-    B: Inexact[Array | np.ndarray, "M L"],
-    beta: float | np.number | Float[Array, ""],
-) -> Inexact[Array, "*batch L"]:
-    """d [..., L]: min ||S c + B d - u||^2 + beta ||d||^2 for a given c; the background
-    is d B^T. beta = 0 needs independent columns of B. Errors as above.
-    """
-    linear, u = _system(S, u)
-    B = _dictionary(B, linear)
-    beta = _parameter("beta", beta, u)
-    expected = (*u.shape[:-1], linear.shape[1])
-    _expect(c.shape == expected, "c", f"shape {expected}", f"shape {c.shape}")
-    gram = _columns(B, B.T) + beta * jnp.eye(B.shape[1], dtype=B.dtype)
-    right = _columns(B, u - linear.forward(jnp.asarray(c)))
-    right = right.reshape(-1, B.shape[1])
-    found = jnp.linalg.solve(gram.T, right.T).T
-    return found.reshape(*u.shape[:-1], B.shape[1])
-
-
-def _dictionary(B, S):
-    B = jnp.asarray(B)
-    good = B.ndim == 2 and B.shape[0] == S.shape[0] and B.size > 0
-    _expect(good, "B", f"shape [{S.shape[0]}, L]", f"shape {B.shape}")
-    _check_finite("B", B)
-    return B
-
-
-def _whiten(Q, lost, u):
-    return u - _rows(Q, _columns(Q, u) * lost.reshape((1,) * (u.ndim - 1) + (-1,)))
-
-
-def _chain(first, second, x):
-    return second(first(x))
 
 
 def _adjoint(S, u, real):
@@ -422,58 +242,3 @@ def _ratio(a, b):
 
 def _clipped(c, nonnegative):
     return jnp.where(c.real > 0, c, 0) if nonnegative else c
-
-
-def _system(S, u):
-    """Operator and u as arrays, or a ValueError that names the argument."""
-    S, u = as_operator(S), jnp.asarray(u)
-    M, P = S.shape
-    good = u.ndim > 0 and u.shape[-1] == M and u.size > 0
-    _expect(good, "u", f"shape [..., {M}]", f"shape {u.shape}")
-    good = jnp.issubdtype(u.dtype, jnp.inexact)
-    _expect(good, "u", "floating or complex numbers", u.dtype)
-    # Real images tell the kind of S.
-    c = jax.ShapeDtypeStruct((*u.shape[:-1], P), jnp.finfo(u.dtype).dtype)
-    made, back = jax.eval_shape(S.forward, c), jax.eval_shape(S.adjoint, u)
-    expected, got = (u.shape, c.shape), (made.shape, back.shape)
-    _expect(got == expected, "S", f"products of shapes {expected}", got)
-    kinds = [jnp.iscomplexobj(array) for array in (made, back, u)]
-    expected = f"the kind of S ({made.dtype}): both real or both complex"
-    _expect(len(set(kinds)) == 1, "u", expected, u.dtype)
-    _check_finite("u", u)
-    return S, u
-
-
-def _parameter(name, value, u):
-    value = jnp.asarray(value)
-    good = value.ndim == 0 and not jnp.iscomplexobj(value)
-    _expect(good, name, "a real number", f"shape {value.shape}, {value.dtype}")
-    if not isinstance(value, jax.core.Tracer):
-        good = np.isfinite(value) and value >= 0
-        _expect(good, name, "a finite number >= 0", value)
-    return value.astype(jnp.finfo(u.dtype).dtype)
-
-
-def _check_flags(**flags):
-    for name, flag in flags.items():
-        _expect(isinstance(flag, (bool, np.bool_)), name, "True or False", repr(flag))
-
-
-def _check_finite(name, array):
-    if not isinstance(array, jax.core.Tracer):
-        good = bool(jnp.isfinite(array).all())
-        _expect(good, name, "finite numbers", "NaN or infinity")
-
-
-def _count(name, value):
-    try:
-        count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        count = None
-    _expect(count is not None and count >= 1, name, "an integer >= 1", repr(value))
-    return count
-
-
-def _expect(holds, name, expected, got):
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -48,8 +48,6 @@ not reset by them); this is the algorithm in use in the field, kept as it is.
 """
 
 import functools
-import numbers
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +56,8 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Inexact, Integer, Key, Num, UInt32
 
-# Without "highest" GPUs and TPUs multiply with ten or fewer mantissa bits.
-_matmul = functools.partial(jnp.matmul, precision="highest")
-
-_ORDERS = ("fixed", "shuffled", "randomised", "greedy")
+from mpi_jax._linalg import matmul
+from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked, expect
 
 
 def solve(
@@ -116,7 +112,7 @@ def solve(
       ValueError: on bad shapes, kinds or options; on bad values (NaN, negative lam, no
         usable row, ...) where the argument is concrete rather than traced.
     """
-    return _run(**_checked(**locals()))
+    return _run(**checked(**locals()))
 
 
 sweeps = functools.partial(solve, every_sweep=True)
@@ -134,7 +130,7 @@ def row_norm_weights(S: Inexact[Array | np.ndarray, "M P"]) -> Float[Array, " M"
       ValueError: if S is not a matrix.
     """
     S = jnp.asarray(S)
-    _expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")
+    expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")
     # Divide by the largest entry first: squares of small voltages underflow in float32.
     peak = jnp.max(jnp.abs(S), axis=1)
     used = peak > 0
@@ -213,7 +209,7 @@ def _run(
 
     else:
         rows = _parts(S)
-        gram = _matmul(S.conj(), S.T)  # row i: what a step along i takes from r
+        gram = matmul(S.conj(), S.T)  # row i: what a step along i takes from r
         gram = gram + lam * jnp.eye(M, dtype=S.dtype)
 
         def visit(t, c, dual):
@@ -269,7 +265,7 @@ def _system(S, index, lam):
     """
     rows = jax.vmap(_parts)(S.at[index].get(mode="fill", fill_value=0))
     # One by one: XLA's batched product of small matrices is several times slower.
-    gram = lax.map(lambda block: _matmul(block, block.T), rows)
+    gram = lax.map(lambda block: matmul(block, block.T), rows)
     if jnp.iscomplexobj(S):
         m = index.shape[1]
         gram = lax.complex(
@@ -289,7 +285,7 @@ def _visit_blocks(system, u, lam, c, dual):
 
     def visit(c, block):
         rows, inverse, u, dual = block
-        alpha = _matmul(u - _times(c, rows) - dual, inverse.T)
+        alpha = matmul(u - _times(c, rows) - dual, inverse.T)
         return _step(c, alpha, rows), dual + lam * alpha
 
     return lax.scan(visit, c, (*system, u, dual))
@@ -342,9 +338,9 @@ def _parts(rows):
 def _times(c, rows):
     """c B^T [F, m]."""
     if len(c) == 1:
-        return _matmul(c[0], rows.T)
+        return matmul(c[0], rows.T)
     m = rows.shape[0] // 2
-    re, im = (_matmul(part, rows.T) for part in c)
+    re, im = (matmul(part, rows.T) for part in c)
     return lax.complex(re[:, :m] - im[:, m:], re[:, m:] + im[:, :m])
 
 
@@ -355,10 +351,10 @@ def _step(c, alpha, rows):
     code takes straight from the stack of blocks; for a joint one it would copy them.
     """
     if len(c) == 1:
-        return (c[0] + _matmul(alpha, rows),)
+        return (c[0] + matmul(alpha, rows),)
     re = jnp.concatenate([alpha.real, alpha.imag], axis=1)
     im = jnp.concatenate([alpha.imag, -alpha.real], axis=1)
-    return c[0] + _matmul(re, rows), c[1] + _matmul(im, rows)
+    return c[0] + matmul(re, rows), c[1] + matmul(im, rows)
 
 
 def _projected(c, real, nonnegative):
@@ -369,203 +365,3 @@ def _projected(c, real, nonnegative):
 
 def _result(c, real):
     return c[0] if real or len(c) == 1 else lax.complex(*c)
-
-
-def _checked(
-    S,
-    u,
-    lam,
-    iterations,
-    real,
-    nonnegative,
-    relative,
-    order,
-    weights,
-    key,
-    fraction,
-    theta,
-    block,
-    every_sweep,
-):
-    """The arguments of `_run`, or a ValueError that names the argument."""
-    S, u, lam = jnp.asarray(S), jnp.asarray(u), jnp.asarray(lam)
-    _expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")
-    M, P = S.shape
-    _expect(M > 0 and P > 0, "S", "at least one row and one column", f"{S.shape}")
-    _expect(
-        u.ndim > 0 and u.shape[-1] == M,
-        "u",
-        f"shape [..., M] with M = {M}, the rows of S",
-        f"shape {u.shape}",
-    )
-    _expect(0 not in u.shape, "u", "at least one frame", f"shape {u.shape}")
-    for name, array in (("S", S), ("u", u)):
-        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
-        _expect(inexact, name, "floating or complex numbers", f"{array.dtype}")
-    _expect(
-        jnp.iscomplexobj(S) == jnp.iscomplexobj(u),
-        "u",
-        f"the kind of S ({S.dtype}): both real or both complex",
-        f"{u.dtype}",
-    )
-    dtype = jnp.result_type(S, u)
-    S, u = S.astype(dtype), u.astype(dtype)
-
-    for name, flag in (
-        ("real", real),
-        ("nonnegative", nonnegative),
-        ("relative", relative),
-        ("every_sweep", every_sweep),
-    ):
-        _expect(isinstance(flag, (bool, np.bool_)), name, "True or False", repr(flag))
-    iterations = _count("iterations", iterations)
-    _expect(
-        lam.shape in ((), (P,)),
-        "lam",
-        f"a number, or a vector [P] with P = {P}",
-        f"shape {lam.shape}",
-    )
-    _expect(not jnp.iscomplexobj(lam), "lam", "real numbers", f"{lam.dtype}")
-    if (values := _concrete(lam)) is not None:
-        lowest = values.min()
-        _expect(np.isfinite(values).all(), "lam", "finite numbers", _brief(values))
-        bound, good = (">= 0", lowest >= 0) if lam.ndim == 0 else ("> 0", lowest > 0)
-        _expect(good, "lam", f"{bound} everywhere", f"{lowest}")
-    real_dtype = jnp.finfo(dtype).dtype
-    lam = lam.astype(real_dtype)
-
-    named = isinstance(order, str)
-    permutation, order = (None, order) if named else (order, "fixed")
-    _expect(
-        order in _ORDERS, "order", f"a permutation or one of {_ORDERS}", repr(order)
-    )
-    if permutation is not None:
-        permutation = jnp.asarray(permutation)
-        _expect(
-            permutation.shape == (M,)
-            and jnp.issubdtype(permutation.dtype, jnp.integer),
-            "order",
-            f"a permutation of 0..{M - 1}: {M} integers",
-            f"shape {permutation.shape}, {permutation.dtype}",
-        )
-        if (values := _concrete(permutation)) is not None:
-            permutes = np.array_equal(np.sort(values), np.arange(M))
-            _expect(permutes, "order", f"a permutation of 0..{M - 1}", _brief(values))
-    for name, value, users in (
-        ("key", key, ("shuffled", "randomised", "greedy")),
-        ("fraction", fraction, ("randomised", "greedy")),
-        ("theta", theta, ("greedy",)),
-        ("block", block, ("fixed", "shuffled", "randomised")),
-    ):
-        used = value is None or order in users
-        _expect(used, name, f"None with order {order!r}", repr(value))
-    if order in ("shuffled", "randomised", "greedy"):
-        _expect(_is_key(key), "key", f"a key of jax.random for {order!r}", repr(key))
-    count = M
-    if order in ("randomised", "greedy"):
-        fraction = _share("fraction", 0.15 if fraction is None else fraction)
-        _expect(fraction > 0, "fraction", "a number above 0", f"{fraction}")
-        count = max(1, round(fraction * M))
-    if order == "greedy":
-        theta = _share("theta", 0.5 if theta is None else theta)
-    if order == "shuffled":
-        permutation, key, order = jax.random.permutation(key, M), None, "fixed"
-    if block is None:
-        block = 10 if u.size == M or order == "randomised" else 64
-    block = _count("block", block)
-    if weights is not None:
-        weights = jnp.asarray(weights)
-        _expect(
-            weights.shape == (M,) and not jnp.iscomplexobj(weights),
-            "weights",
-            f"{M} real numbers, one for each row of S",
-            f"shape {weights.shape}, {weights.dtype}",
-        )
-        if (values := _concrete(weights)) is not None:
-            good = np.isfinite(values).all() and values.min() >= 0
-            _expect(good, "weights", "finite numbers >= 0", _brief(values))
-            _expect(values.any(), "weights", "a weight > 0", "all zero")
-        weights = weights.astype(real_dtype)
-
-    if (values := _concrete(u)) is not None:
-        _expect(np.isfinite(values).all(), "u", "finite numbers", "NaN or infinity")
-    energy = _energy(S, weights)
-    if (values := _concrete(energy)) is not None:
-        _expect(
-            np.isfinite(values).all(),
-            "S",
-            f"finite numbers with squares that fit {real_dtype}",
-            "NaN, infinity or overflow",
-        )
-        least = 1e6 * np.finfo(real_dtype).tiny
-        _expect(
-            values.max() > least,
-            "S",
-            f"a row (of weight > 0) of energy sum |S_i|^2 above {least:.0e}",
-            f"at most {values.max():.2g}: zero, or so small that S and u should be "
-            "divided by a common factor",
-        )
-    return {
-        "S": S,
-        "u": u,
-        "energy": energy,
-        "lam": lam,
-        "permutation": permutation,
-        "weights": weights,
-        "key": key,
-        "theta": theta,
-        "iterations": iterations,
-        "real": bool(real),
-        "nonnegative": bool(nonnegative),
-        "relative": bool(relative),
-        "order": order,
-        "count": count,
-        "block": block,
-        "every_sweep": bool(every_sweep),
-    }
-
-
-@jax.jit
-def _energy(S, weights):
-    """w_i^2 ||S_i||^2 [M]."""
-    if weights is not None:
-        S = S * weights[:, None]
-    # A product with ones: several times faster than a sum on CPU.
-    return _matmul(jnp.square(S.real) + jnp.square(S.imag), jnp.ones_like(S[0].real))
-
-
-def _concrete(array):
-    """The values as a NumPy array, or None while JAX traces them."""
-    return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
-
-
-def _count(name, value):
-    try:
-        count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        count = None
-    _expect(count is not None and count >= 1, name, "an integer >= 1", repr(value))
-    return count
-
-
-def _share(name, value):
-    number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
-    _expect(number and 0 <= value <= 1, name, "a number in [0, 1]", repr(value))
-    return float(value)
-
-
-def _is_key(key):
-    """One key of jax.random, typed or raw."""
-    if not isinstance(key, jax.Array):
-        return False
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key.ndim == 0 if typed else key.ndim == 1 and key.dtype == jnp.uint32
-
-
-def _expect(holds, name, expected, got):
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
-
-
-def _brief(values):
-    return np.array2string(values, threshold=6, edgeitems=2, precision=4)

@@ -1,0 +1,12 @@
+"""How long work makes itself heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+# tell(stage, done, total, numbers): how long work makes itself heard.
+Tell = Callable[[str, int, int, dict], None]
+
+
+def silent(stage: str, done: int, total: int, numbers: dict) -> None:
+    """A Tell that says nothing."""

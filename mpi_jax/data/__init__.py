@@ -1,0 +1,31 @@
+"""What networks are trained on: examples made on the device from an index, and what a
+network is given of them.
+"""
+
+from mpi_jax.data import calibrated
+from mpi_jax.data.examples import Examples, draw, draw_pictures, observe, pictures
+from mpi_jax.data.features import Inputs, inputs, refine
+from mpi_jax.data.forward_model import ForwardModel
+from mpi_jax.data.setup import PRESETS, build, check_voltage, make_scanner, simulator
+from mpi_jax.data.stream import training_pictures
+from mpi_jax.data.tfds import Reader
+
+__all__ = [
+    "Examples",
+    "ForwardModel",
+    "Inputs",
+    "PRESETS",
+    "Reader",
+    "build",
+    "calibrated",
+    "check_voltage",
+    "draw",
+    "draw_pictures",
+    "inputs",
+    "make_scanner",
+    "observe",
+    "pictures",
+    "refine",
+    "simulator",
+    "training_pictures",
+]

@@ -1,0 +1,83 @@
+"""Pictures of a data set that tensorflow-datasets built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from mpi_jax.data.examples import Pictures
+
+
+class Reader:
+    """A split of a built data set, which reads pictures by their index.
+
+    Takes the folder that `datasets/build.py mpi_phantoms` names, or one above it where
+    it is the only data set. Raises ValueError where there is none, for another data set
+    or other sizes than `shape` (ny, nx), and where tensorflow-datasets is absent.
+    """
+
+    def __init__(self, folder: str | Path, split: str, shape: tuple[int, int]):
+        folder = Path(folder).expanduser() if folder else None
+        if folder is None or not folder.is_dir():
+            raise ValueError(
+                f"data.folder: expected the folder of a data set built by "
+                f"datasets/build.py mpi_phantoms, got {folder or 'none'}"
+            )
+        found = sorted(path.parent for path in folder.rglob("dataset_info.json"))
+        if len(found) != 1:
+            these = ", ".join(str(path.relative_to(folder)) for path in found)
+            raise ValueError(
+                f"data.folder: expected one data set in {folder}, found {these or 'none'}"
+            )
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise ValueError(
+                "data.source: tfds needs tensorflow-datasets: pip install mpi_jax[data]"
+            ) from None
+        builder = tfds.builder_from_directory(found[0])
+        if builder.name != "mpi_phantoms" or split not in builder.info.splits:
+            raise ValueError(
+                f"data.folder: expected mpi_phantoms with a split {split}, found "
+                f"{builder.name} with {', '.join(builder.info.splits) or 'none'}"
+            )
+        have = builder.info.features["image"].shape
+        if tuple(shape) != have:
+            raise ValueError(
+                f"data.folder: expected images of {shape[0]} x {shape[1]} pixels, those "
+                f"of {folder} have {have[0]} x {have[1]}"
+            )
+        self._folder, self._shape = folder, have
+        self._records = builder.as_data_source(split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __call__(self, index: Int[np.ndarray, "*n"]) -> Pictures:
+        """Pictures [*n, ...]; ValueError where a record isn't the image it should be."""
+        wanted = index.ravel().tolist()
+        if min(wanted) < 0 or max(wanted) >= len(self):
+            raise ValueError(
+                f"index: expected 0 to {len(self) - 1}, the images in {self._folder}; got "
+                f"{min(wanted)} to {max(wanted)}"
+            )
+        records = self._records.__getitems__(wanted)
+        for i, record in zip(wanted, records, strict=True):
+            if record["index"] != i:
+                raise ValueError(
+                    f"{self._folder}: expected image {i} in record {i}, found "
+                    f"{record['index']}"
+                )
+        pixels = self._shape[0] * self._shape[1]
+        packed = np.stack([record["mask"] for record in records])
+        mask = np.unpackbits(packed, axis=-1, count=pixels).astype(bool)
+        shape = *index.shape, *self._shape
+        return Pictures(
+            np.stack([record["image"] for record in records]).reshape(shape),
+            mask.reshape(shape),
+            np.array([record["family"] for record in records], np.int32).reshape(
+                index.shape
+            ),
+        )

@@ -1,0 +1,1 @@
+"""Methods measured: the table, robustness suites, measured phantoms."""

@@ -1,0 +1,403 @@
+"""What a robustness suite measures: its cases, and how an image is judged in each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from mpi_jax import bootstrap, data, metrics, phantoms, system_matrix
+from mpi_jax.configs import Config
+from mpi_jax.methods import classical, problem, tuning
+from mpi_jax.noise import add_noise, coloured_noise, narrow_band, pink, signals
+from mpi_jax.scanner import Grid, Scanner
+
+# Names of the suites: keys of _BUILD below.
+SUITES = (
+    "families",
+    "shapes",
+    "vessels",
+    "snr",
+    "operator",
+    "linearity",
+    "hallucination",
+)
+METHODS = (*classical.CLASSICAL, "transgan")
+USUAL = ("tikhonov", "kaczmarz", "nonnegative", "transgan")
+ZERO = "zero"  # the control: an image of zeros for every signal
+
+SNRS = (60.0, 50.0, 40.0, 30.0, 20.0, 10.0)  # [dB]
+DIAMETERS = (0.8, 0.9, 1.1, 1.2)  # of the nominal core diameter
+GRADIENTS = (0.98, 1.02)
+PHASE = 1.0  # [degrees]
+CONCENTRATIONS = (0.05, 0.2, 0.5, 2.0)
+# Singular values above this part of the largest are what the signal tells of an image.
+CUT = 1e-2
+CHUNK = 60  # images at once
+SEED = 31415
+
+Images = Float[Array, "N ny nx"]
+Voltages = Float[Array, "N C V"]
+
+
+# --- Other scanners, other noise, and what is measured: pure functions
+
+
+def shifted(
+    scanner: Scanner,
+    *,
+    diameter: float = 1.0,
+    gradient: float = 1.0,
+    phase: float = 0.0,
+) -> Scanner:
+    """The scanner with its core diameter and gradient times a factor, and its drive
+    fields ahead by a phase [degrees] on every axis.
+    """
+    tracer, drive, field = scanner.tracer, scanner.drive_field, scanner.selection_field
+    return dataclasses.replace(
+        scanner,
+        tracer=dataclasses.replace(
+            tracer, core_diameter=tracer.core_diameter * diameter
+        ),
+        drive_field=dataclasses.replace(
+            drive, phase=np.asarray(drive.phase) + phase / 360
+        ),
+        selection_field=dataclasses.replace(
+            field, gradient=np.asarray(field.gradient) * gradient
+        ),
+    )
+
+
+def unseen(
+    V: Float[Array, "P k"], image: Images, truth: Images
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """What images hold outside of the span of V, relative to the truth's energy there.
+
+    (energy of (I - V V^T) x^, energy of (I - V V^T) (x^ - x)), each over that of
+    (I - V V^T) x. An image without any such part has (0, 1); the truth has (1, 0); an
+    error above 1 means that what was added is worse than nothing. V has orthonormal
+    columns.
+    """
+
+    def energy(x):
+        x = x.reshape(len(x), -1)
+        seen = jnp.matmul(x, V, precision="highest")
+        x = x - jnp.matmul(seen, V.T, precision="highest")
+        return jnp.sum(x * x, axis=-1)
+
+    there = energy(truth)
+    return energy(image) / there, energy(image - truth) / there
+
+
+def superposition(whole: Images, one: Images, other: Images) -> Float[Array, " N"]:
+    """Relative error norm(f(u1 + u2) - f(u1) - f(u2)) / norm(f(u1) + f(u2)); 0 where
+    both are 0.
+    """
+    both = one + other
+    error = jnp.sqrt(jnp.sum(jnp.square(whole - both), axis=(-2, -1)))
+    size = jnp.sqrt(jnp.sum(jnp.square(both), axis=(-2, -1)))
+    return jnp.where(error > 0, error / size, 0.0)
+
+
+def drop(
+    reference: np.ndarray, values: np.ndarray, *, paired: bool
+) -> dict[str, float]:
+    """mean(reference) - mean(values), and its 95 % bootstrap interval over images.
+
+    paired: both belong to the same images, which are then drawn together.
+    """
+    if paired:
+        one, other = bootstrap.means(reference, values)
+    else:
+        (one,) = bootstrap.means(reference)
+        (other,) = bootstrap.means(values, seed=bootstrap.SEED + 1)
+    low, high = bootstrap.ends(one - other)
+    mean = float(np.mean(reference, dtype=float) - np.mean(values, dtype=float))
+    return {"mean": mean, "low": low, "high": high}
+
+
+def disjoint_pairs(masks: Bool[np.ndarray, "N ny nx"]) -> list[tuple[int, int]]:
+    """Pairs of images without a common pixel, each image in one pair at most."""
+    flat = masks.reshape(len(masks), -1).astype(np.float32)
+    apart, pairs = flat @ flat.T == 0, []
+    left = set(range(len(masks)))
+    for i in range(len(masks)):
+        if i in left:
+            mate = next((j for j in sorted(left) if j > i and apart[i, j]), None)
+            if mate is not None:
+                pairs.append((i, mate))
+                left -= {i, mate}
+    return pairs
+
+
+# --- Methods and cases
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A solver with its settings: voltages [B, C, V] -> images >= 0 and a mask's logit.
+
+    The images have no upper limit here. threshold: of masks, where there is no logit.
+    """
+
+    name: str
+    label: str
+    solve: Callable[[Voltages], tuple[Array, Array | None]]
+    settings: dict[str, Any]
+    lacks: tuple[str, ...] = ()  # families that its network was trained without
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Signals that every method meets, and what is true of them.
+
+    score(case, solve) -> {metric: [n]}, with solve(u) -> (image, logit). shows: metrics
+    in the table. paired: the in-distribution images in their order; None: there is
+    nothing to compare with. against: method -> method whose values of this case it is
+    compared with, instead of the in-distribution ones. tuned_on: examples that classical
+    methods are tuned on once more, as a second row.
+    """
+
+    name: str
+    voltage: Float[Array, "*shape"]
+    image: Images | None = None
+    mask: Array | None = None
+    score: Callable[..., dict[str, np.ndarray]] | None = None
+    shows: tuple[str, ...] = ("psnr",)
+    peak: float = 1.0
+    paired: bool | None = False
+    against: dict[str, str] | None = None
+    tuned_on: data.Examples | None = None
+
+
+QUANTITIES = {
+    "psnr": "PSNR [dB]",
+    "nrmse": "relative error",
+    "superposition": "relative error of f(u1 + u2)",
+    "unseen_energy": "energy outside V, of the truth's",
+    "unseen_error": "error outside V, of the truth's",
+    "rms": "root mean square of the image",
+    "largest": "largest value of the image",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all suites work with. The simulator is the operator that makes the data."""
+
+    config: Config
+    problem: problem.Problem | None
+    truth: data.Examples  # noise-free, in distribution
+    methods: dict[str, Method]
+    V: Array | None  # [P, k] of the singular values above CUT
+    validation: data.Examples  # noise-free
+    simulator: data.ForwardModel
+
+    @property
+    def snr(self) -> float:
+        return self.config.data.test_snr_db
+
+    def noisy(self, u: Voltages) -> Voltages:
+        """The same white noise for every case, at the SNR of the test signals."""
+        return add_noise(jax.random.key(SEED), u, self.snr)
+
+
+def against_truth(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
+    image, logit, fraction = solve(case.voltage)
+    image = jnp.clip(image, 0, case.peak)
+    mask = logit > 0 if fraction is None else tuning.threshold(image, fraction)
+    found = metrics.measure(image, case.image, mask, case.mask, case.peak)
+    energy, error = unseen(context.V, image, case.image)
+    return {**found, "unseen_energy": energy, "unseen_error": error}
+
+
+def _superposed(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
+    one, other = case.voltage
+    images = (solve(u)[0] for u in (one + other, one, other))
+    return {"superposition": superposition(*images)}
+
+
+def _blank(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
+    image = solve(case.voltage)[0]
+    return {
+        "rms": jnp.sqrt(jnp.mean(jnp.square(image), axis=(-2, -1))),
+        "largest": jnp.max(image, axis=(-2, -1)),
+    }
+
+
+# --- The suites: context -> cases
+
+
+def _reference(context: Context) -> Case:
+    t = context.truth
+    name = "in distribution; same S (inverse crime)"
+    return Case(name, context.noisy(t.voltage), t.image, t.mask, paired=True)
+
+
+def _families(context: Context) -> Iterator[Case]:
+    count, size = len(context.truth.image), len(phantoms.FAMILIES)
+    whole = [
+        m.name for m in context.methods.values() if "transgan" in m.name and not m.lacks
+    ]
+    missing = {f for m in context.methods.values() for f in m.lacks}
+    if not missing:
+        return
+    drawn = test_images(context.simulator, context.config, count * size)
+    for family in sorted(missing, key=phantoms.FAMILIES.index):
+        own = np.asarray(drawn.family) == phantoms.FAMILIES.index(family)
+        own = np.flatnonzero(own)[:count]
+        u = context.noisy(drawn.voltage[own])
+        lacking = [m.name for m in context.methods.values() if family in m.lacks]
+        against = {name: whole[0] for name in lacking} if whole else {}
+        name = f"{family}: left out by {', '.join(lacking)}"
+        yield Case(name, u, drawn.image[own], drawn.mask[own], against=against)
+
+
+def _drawn(context: Context, name: str, label: str) -> Case:
+    grid = context.simulator.scanner.grid
+    image = phantoms.unseen.batch(name, len(context.truth.image), grid)
+    u = system_matrix.forward(context.simulator.matrix, image)
+    image = jnp.asarray(image)
+    return Case(label, context.noisy(u), image, phantoms.mask(image))
+
+
+def _shapes(context: Context) -> Iterator[Case]:
+    for name in phantoms.unseen.SHAPES:
+        yield _drawn(context, name, name)
+
+
+def _vessels(context: Context) -> Iterator[Case]:
+    yield _drawn(context, "colony", "space colonisation")
+
+
+def _snr(context: Context) -> Iterator[Case]:
+    t, v = context.truth, context.validation
+    scanner = context.simulator.scanner
+    test, tuning = (jax.random.key(SEED + n) for n in (0, 1))
+
+    def case(name, noise, **options):
+        u = noise(test, t.voltage, **options)
+        tuned_on = v._replace(voltage=noise(tuning, v.voltage, **options))
+        return Case(name, u, t.image, t.mask, paired=True, tuned_on=tuned_on)
+
+    for snr in SNRS:
+        yield case(f"white noise, {snr:g} dB", add_noise, snr_db=snr)
+    band = narrow_band(scanner)
+    f = scanner.frequencies()[np.flatnonzero(band)[[0, -1]]] / 1e3
+    level = context.snr if math.isfinite(context.snr) else 40.0
+    for name, density in (
+        ("1/f noise", pink(scanner.samples)),
+        (f"{f[0]:.0f}-{f[1]:.0f} kHz noise", band),
+    ):
+        options = {"snr_db": level, "density": density}
+        yield case(f"{name}, {level:g} dB", coloured_noise, **options)
+
+
+def _operator(context: Context) -> Iterator[Case]:
+    t, model = context.truth, context.config.scanner.model
+    nominal = context.simulator.scanner
+
+    def case(name, scanner, model=model):
+        u = context.noisy(signals(nominal, scanner, t.image, model))
+        return Case(name, u, t.image, t.mask, paired=True)
+
+    yield dataclasses.replace(_reference(context), name="same S (inverse crime)")
+    for factor in DIAMETERS:
+        name = f"core diameter {100 * (factor - 1):+.0f} %"
+        yield case(name, shifted(nominal, diameter=factor))
+    for factor in GRADIENTS:
+        name = f"gradient {100 * (factor - 1):+.0f} %"
+        yield case(name, shifted(nominal, gradient=factor))
+    yield case(f"drive phase {PHASE:+g} degree", shifted(nominal, phase=PHASE))
+    other = "mpirf" if model == "tensor" else "tensor"
+    words = {"mpirf": "scalar", "tensor": "tensor"}
+    yield case(f"data of the {words[other]} model", nominal, other)
+    fine = dataclasses.replace(nominal, grid=nominal.grid.refined(2))
+    images = _images(fine.grid, context.config.data.batch_size, len(t.image))
+    u = context.noisy(signals(nominal, fine, images, model))
+    image = nominal.grid.average(images)
+    yield Case("data on a 2x finer grid", u, image, t.mask, paired=True)
+
+
+def _linearity(context: Context) -> Iterator[Case]:
+    t = context.truth
+    u = context.noisy(t.voltage)
+    for factor in CONCENTRATIONS:
+        # Signal and noise together, so that nothing but the scale differs.
+        yield Case(
+            f"concentration x {factor:g}",
+            factor * u,
+            factor * t.image,
+            t.mask,
+            peak=factor,
+            paired=True,
+            shows=("psnr", "nrmse"),
+        )
+    pairs = np.array(disjoint_pairs(np.asarray(t.image) > 0)).reshape(-1, 2)
+    if len(pairs):
+        yield Case(
+            f"{len(pairs)} pairs of disjoint phantoms",
+            jnp.stack([u[pairs[:, 0]], u[pairs[:, 1]]]),
+            score=_superposed,
+            shows=("superposition",),
+            paired=None,
+        )
+
+
+def _hallucination(context: Context) -> Iterator[Case]:
+    reference, count = _reference(context), context.V.shape[1]
+    yield dataclasses.replace(
+        reference,
+        name=f"in distribution; V: {count} vectors above {CUT:g} of the largest",
+        shows=("unseen_energy", "unseen_error"),
+    )
+    t = context.truth
+    noise = context.noisy(t.voltage) - t.voltage
+    for name, u in (
+        ("noise without tracer", noise),
+        ("no signal", jnp.zeros_like(noise)),
+    ):
+        yield Case(name, u, score=_blank, shows=("rms", "largest"), paired=None)
+
+
+BUILD: dict[str, Callable[[Context], Iterator[Case]]] = {
+    "families": _families,
+    "shapes": _shapes,
+    "vessels": _vessels,
+    "snr": _snr,
+    "operator": _operator,
+    "linearity": _linearity,
+    "hallucination": _hallucination,
+}
+
+
+# --- Images of splits, whatever the runs were trained on
+
+
+def everything(config: Config) -> Config:
+    """The config with all families: a run's own may be fewer."""
+    if not hasattr(config.data, "families"):
+        return config
+    every = dataclasses.replace(config.data, families=phantoms.FAMILIES)
+    return dataclasses.replace(config, data=every)
+
+
+def test_images(simulator, config, count, split="test") -> data.Examples:
+    """The first `count` examples of a split, noise-free."""
+    size = config.data.batch_size
+    parts = [
+        data.draw(simulator, split, i, size, np.inf) for i in range(0, count, size)
+    ]
+    return jax.tree.map(lambda *a: jnp.concatenate(a)[:count], *parts)
+
+
+def _images(grid: Grid, size: int, count: int) -> Images:
+    """The first `count` test images on another grid."""
+    draw = jax.jit(lambda start: phantoms.batch("test", start, size, grid)[0])
+    return jnp.concatenate([draw(i) for i in range(0, count, size)])[:count]

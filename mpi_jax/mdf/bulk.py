@@ -1,0 +1,383 @@
+"""The bulk data of an MDF file: signals, spectra, system matrix, read in pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Complex, Float
+
+from mpi_jax._linalg import dct
+from mpi_jax.mdf.schema import MDF
+from mpi_jax.mdf.source import EXPANSION, PIECE, SMALL, Source, _open, nbytes
+
+# ------------------------------------------------------------------ reading the bulk
+
+
+def need(file, what="measurement"):
+    data = file.image_data if what == "reconstruction" else file.data
+    if data is None or file.path is None:
+        raise ValueError(f"{file.path}: expected a file with /{what} data, got none")
+    return data
+
+
+@contextlib.contextmanager
+def bulk(file, what="measurement"):
+    """The bulk dataset of a file that is still the one whose header was read."""
+    data = need(file, what)
+    with _open(file.path) as h5:
+        source = Source(h5)
+        dataset = source.dataset(data.dataset)
+        if dataset is None:
+            found = source.problems[0] if source.problems else "no dataset"
+            raise ValueError(f"{file.path}: {data.dataset}: {found}")
+        if dataset.shape != data.shape or dataset.dtype != data.dtype:
+            raise ValueError(
+                f"{file.path}: {data.dataset}: expected {list(data.shape)} {data.dtype} as "
+                f"in the header, found {list(dataset.shape)} {dataset.dtype}"
+            )
+        indices = None
+        if what == "measurement" and file.measurement.sparsity_transformation:
+            indices = source.dataset("/measurement/subsamplingIndices")
+            if indices is None or indices.shape != data.indices_shape:
+                raise ValueError(
+                    f"{file.path}: /measurement/subsamplingIndices changed"
+                )
+        yield dataset, indices
+
+
+def result(file, dataset, shape, dtype):
+    """An array for a result that memory and the file can account for."""
+    size = nbytes(shape, np.dtype(dtype))
+    stored = dataset.id.get_storage_size()
+    memory = math.inf
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    what = f"{file.path}: {dataset.name}"
+    if size > memory:
+        raise ValueError(
+            f"{what}: expected a selection that fits into {memory / 1e9:.1f} GB of memory, "
+            f"got {list(shape)}, {size / 1e9:.1f} GB; read it in parts"
+        )
+    if size > SMALL + 16 * EXPANSION * stored:
+        raise ValueError(
+            f"{what}: expected data, found {stored} bytes that can't hold {list(shape)}"
+        )
+    return np.empty(shape, dtype)
+
+
+def choose(name, choice, count) -> np.ndarray:
+    """Indices 0 to count - 1 from None, an index, a slice, a mask or a sequence."""
+    if choice is None:
+        return np.arange(count)
+    if isinstance(choice, slice):
+        return np.arange(count)[choice]
+    given = np.atleast_1d(np.asarray(choice))
+    if given.dtype == bool and given.shape == (count,):
+        return np.flatnonzero(given)
+    fine = given.ndim == 1 and given.dtype.kind in "iu" and given.size > 0
+    if not fine or given.min() < 0 or given.max() >= count:
+        raise ValueError(
+            f"{name}: expected indices from 0 to {count - 1}, a slice or a mask [{count}], "
+            f"got {np.asarray(choice).dtype} {list(np.shape(choice))} {given.ravel()[:4]}"
+        )
+    return given.astype(np.int64)
+
+
+def blocks(dataset, index, whole=()) -> Iterator[tuple[tuple, np.ndarray]]:
+    """(where in the result, values) of a selection, in pieces of bounded size.
+
+    index: wanted positions for each axis, in any order; whole: axes never cut.
+    """
+    axes = range(dataset.ndim)
+    size = dataset.dtype.itemsize * math.prod(len(index[i]) for i in whole)
+    pieces = [None] * dataset.ndim
+    for i in reversed(axes):
+        order = np.argsort(index[i], kind="stable")
+        wanted = np.asarray(index[i])[order]
+        chunk = dataset.chunks[i] if dataset.chunks else 1
+        # Reading on over a short gap costs less than starting anew.
+        gap = 1 + max(chunk - 1, 2**16 // max(size, 1))
+        limit = len(wanted) and wanted[-1] + 1 if i in whole else max(1, PIECE // size)
+        run = np.cumsum(np.diff(wanted, prepend=wanted[:1]) > gap)
+        first = wanted[np.searchsorted(run, run)]
+        part = (wanted - first) // max(limit, 1)
+        new = np.flatnonzero((np.diff(run) > 0) | (np.diff(part) > 0)) + 1
+        pieces[i] = [
+            (slice(int(wanted[a]), int(wanted[b - 1]) + 1), order[a:b], wanted[a:b])
+            for a, b in itertools.pairwise([0, *new.tolist(), len(wanted)])
+        ]
+        if i not in whole:
+            size *= max(s.stop - s.start for s, _, _ in pieces[i])
+    for parts in itertools.product(*pieces):
+        values = dataset[tuple(s for s, _, _ in parts)]
+        for i, (s, _, wanted) in enumerate(parts):
+            local = wanted - s.start
+            if not np.array_equal(local, np.arange(s.stop - s.start)):
+                values = values.take(local, axis=i)
+        yield tuple(position for _, position, _ in parts), values
+
+
+def _gather(dataset, index):
+    """A small selection as an array."""
+    out = np.empty([len(i) for i in index], dataset.dtype)
+    for where, values in blocks(dataset, index):
+        out[np.ix_(*where)] = values
+    return out
+
+
+def _fill(file, opened, out, frames, periods, channel, bins, frequency):
+    """Read one channel into out [N, J, len(bins)], in the receiver's unit.
+
+    bins: samples, or where `frequency` is set indices of the whole frequency axis.
+    """
+    dataset, indices = opened
+    m, data, receiver = file.measurement, file.data, file.acquisition.receiver
+    samples = receiver.samples
+    factor, offset = 1.0, 0.0
+    if receiver.data_conversion_factor is not None:
+        factor, offset = receiver.data_conversion_factor[channel].tolist()
+    columns = bins
+    if m.frequency_selection is not None:
+        column = np.full(samples // 2 + 1, -1)
+        column[m.frequency_selection] = np.arange(len(m.frequency_selection))
+        columns = column[bins]
+        if columns.min() < 0:
+            missing = bins[columns < 0][:4].tolist()
+            raise ValueError(
+                f"{file.path}: expected frequencies among the stored ones, got {missing}"
+            )
+    if indices is not None:
+        _fill_compressed(file, opened, out, frames, periods, channel, columns)
+        out *= factor
+    else:
+        same = frequency == m.is_fourier_transformed
+        last = "K" if m.is_fourier_transformed else "V"
+        stored = data.shape[data.axes.index(last)]
+        index = {"N": frames, "J": periods, "C": np.array([channel])}
+        index[last] = columns if same else np.arange(stored)
+        whole = [] if same else [data.axes.index(last)]
+        wanted = [index[axis] for axis in data.axes]
+        if data.is_pairs:
+            wanted.append(np.arange(2))
+            whole.append(len(data.axes))
+        letters, view = f"NJC{last}", out[:, :, None]
+        if "J" not in data.axes:
+            letters, view = f"NC{last}", view[:, 0]
+        view = view.transpose([letters.index(axis) for axis in data.axes])
+        axis = data.axes.index(last)
+        for where, values in blocks(dataset, wanted, whole):
+            where = list(where)
+            if data.is_pairs:
+                where.pop()
+                values = values[..., 0] + 1j * values[..., 1]
+            # Converted in double precision, kept in that of the file.
+            wide = np.complex128 if values.dtype.kind == "c" else np.float64
+            values = values.astype(wide)
+            if not same:
+                if frequency:
+                    values = np.fft.rfft(values, axis=axis)
+                else:
+                    values = np.fft.irfft(values, samples, axis=axis)
+                values = values.take(bins, axis=axis)
+                where[axis] = np.arange(len(bins))
+            view[_spans(where)] = values * factor + (0 if frequency else offset)
+    if frequency and offset:
+        out[..., bins == 0] += offset * samples
+
+
+def _spans(where):
+    """Slices where all positions are consecutive, which NumPy copies much faster."""
+    if all(np.array_equal(w, np.arange(len(w)) + w[0]) for w in where if len(w)):
+        return tuple(slice(int(w[0]), int(w[0]) + len(w)) for w in where)
+    return np.ix_(*where)
+
+
+def _fill_compressed(file, opened, out, frames, periods, channel, columns):
+    dataset, indices = opened
+    m = file.measurement
+    foreground, background = len(m.foreground), len(m.background)
+    kept = dataset.shape[-1] - background
+    order = file.calibration.order or "xyz"
+    size = dict(zip("xyz", map(int, file.calibration.size), strict=True))
+    shape = [size[axis] for axis in reversed(order)]
+    step = max(1, PIECE // (16 * (foreground + background)))
+    for j, period in enumerate(periods):
+        for start in range(0, len(columns), step):
+            some = columns[start : start + step]
+            index = [np.array([period]), np.array([channel]), some]
+            stored = _gather(dataset, [*index, np.arange(dataset.shape[-1])])[0, 0]
+            places = (
+                _gather(indices, [*index, np.arange(kept)])[0, 0].astype(np.int64) - 1
+            )
+            if places.min() < 0 or places.max() >= foreground:
+                raise ValueError(
+                    f"{file.path}: /measurement/subsamplingIndices: expected 1 to "
+                    f"{foreground}, found {places.min() + 1} to {places.max() + 1}"
+                )
+            rows = np.zeros((len(some), foreground), np.complex128)
+            np.put_along_axis(rows, places, stored[:, :kept], axis=1)
+            rows = dct(
+                rows.reshape(-1, *shape), m.sparsity_transformation, inverse=True
+            )
+            rows = rows.reshape(len(some), foreground)
+            rows = np.concatenate([rows, stored[:, kept:]], axis=1)
+            out[:, j, start : start + len(some)] = rows[:, frames].T
+
+
+Choice = Any  # None, an index, a slice, a boolean mask or a sequence of indices
+
+
+def signals(
+    file: MDF, *, frames: Choice = None, periods: Choice = None, channels: Choice = None
+) -> Float[np.ndarray, "N J C V"]:
+    """Time-domain signal [N, J, C, V] in the receiver's unit, as a rule V.
+
+    Frames come as stored (and are chosen by stored index); acquisition order is
+    `signals(file, frames=acquisition_order(file))`. float32, or float64 where the file
+    holds float64 or 32-bit integers. Raises ValueError where frequencies are missing.
+    """
+    data = need(file)
+    a, m = file.acquisition, file.measurement
+    if m.frequency_selection is not None:
+        raise ValueError(
+            f"{file.path}: expected all frequencies for a time signal, found a selection "
+            f"of {len(m.frequency_selection)}; use spectra"
+        )
+    frames = choose("frames", frames, a.frames)
+    periods = choose("periods", periods, a.periods)
+    channels = choose("channels", channels, a.receiver.channels)
+    samples = np.arange(a.receiver.samples)
+    with bulk(file) as opened:
+        shape = (len(frames), len(periods), len(channels), len(samples))
+        out = result(file, opened[0], shape, f"f{_bytes(data)}")
+        for i, channel in enumerate(channels):
+            part = out[:, :, i]
+            if opened[1] is not None:
+                part = np.empty(part.shape, np.float64)
+                rows = np.empty((*part.shape[:2], len(samples) // 2 + 1), np.complex128)
+                bins = np.arange(rows.shape[-1])
+                _fill(file, opened, rows, frames, periods, channel, bins, True)
+                out[:, :, i] = np.fft.irfft(rows, len(samples))
+            else:
+                _fill(file, opened, part, frames, periods, channel, samples, False)
+    return out
+
+
+def spectra(
+    file: MDF,
+    *,
+    keep: Bool[np.ndarray, "C K"] | None = None,
+    frames: Choice = None,
+    periods: Choice = None,
+) -> Complex[np.ndarray, "N J *rows"]:
+    """Unnormalised rfft of the signal, [N, J, M] with `keep`, else [N, J, C, K].
+
+    keep [C, V // 2 + 1] selects rows, frequency fastest, then channel, as in
+    `system_matrix`. Without it K counts the stored frequencies. Frames as in `signals`.
+    """
+    need(file)
+    frames = choose("frames", frames, file.acquisition.frames)
+    rows = _rows(file, keep, frames, periods, (0, 1, 2))
+    if keep is None:
+        rows = rows.reshape(*rows.shape[:2], file.acquisition.receiver.channels, -1)
+    return rows
+
+
+def system_matrix(
+    file: MDF,
+    keep: Bool[np.ndarray, "C K"] | None = None,
+    *,
+    periods: Choice = None,
+    voxels: Choice = None,
+) -> Complex[np.ndarray, "J M columns"]:
+    """Rows of the system matrix [J, M, O + E]: foreground voxels, then background frames.
+
+    keep [C, V // 2 + 1] selects rows, frequency fastest, then channel; None takes all
+    that are stored. voxels: which foreground columns, counted in the file's voxel order
+    (`voxel_order(file)[iz].ravel()` is one plane in image layout). Only the selected
+    rows and columns are read. Unit: the receiver's times samples, not corrected for
+    background (`correct_background`). complex64, or complex128 for double files.
+    """
+    foreground = _foreground(file)
+    voxels = choose("voxels", voxels, len(foreground))
+    frames = np.concatenate([foreground[voxels], file.measurement.background])
+    return _rows(file, keep, frames, periods, (1, 2, 0))
+
+
+def _rows(file, keep, frames, periods, axes):
+    """Selected rows with the axes (N, J, M) in memory order `axes`."""
+    data = need(file)
+    keep = _keep(file, keep)
+    periods = choose("periods", periods, file.acquisition.periods)
+    shape = (len(frames), len(periods), int(keep.sum()))
+    with bulk(file) as opened:
+        out = result(file, opened[0], [shape[i] for i in axes], f"c{2 * _bytes(data)}")
+        view, start = out.transpose(np.argsort(axes)), 0
+        for channel in np.flatnonzero(keep.any(axis=1)):
+            bins = np.flatnonzero(keep[channel])
+            part = view[:, :, start : start + len(bins)]
+            _fill(file, opened, part, frames, periods, channel, bins, True)
+            start += len(bins)
+    return out
+
+
+def _bytes(data):
+    """Of a real number: 4, or 8 where the file's numbers don't fit into float32."""
+    size = data.dtype.itemsize
+    return (
+        8
+        if size > (8 if data.dtype.kind == "c" else 4)
+        or (data.dtype.kind in "iu" and size > 2)
+        else 4
+    )
+
+
+def _stored(file):
+    """Indices of the stored frequencies, ascending."""
+    selection = file.measurement.frequency_selection
+    full = file.acquisition.receiver.samples // 2 + 1
+    return np.arange(full) if selection is None else np.sort(selection)
+
+
+def _keep(file, keep):
+    shape = (
+        file.acquisition.receiver.channels,
+        file.acquisition.receiver.samples // 2 + 1,
+    )
+    stored = np.zeros(shape[1], bool)
+    stored[_stored(file)] = True
+    if keep is None:
+        return np.tile(stored, (shape[0], 1))
+    keep = np.asarray(keep)
+    if keep.shape != shape or keep.dtype != bool or not keep.any():
+        raise ValueError(
+            f"keep: expected a boolean array {list(shape)} with at least one row, got "
+            f"{keep.dtype} {list(keep.shape)} with {np.count_nonzero(keep)}"
+        )
+    if np.any(keep & ~stored):
+        lost = np.flatnonzero(np.any(keep & ~stored, axis=0))[:4].tolist()
+        raise ValueError(
+            f"keep: expected frequencies stored in {file.path}, got others too: {lost}"
+        )
+    return keep
+
+
+def _foreground(file):
+    need(file)
+    if file.calibration is None:
+        raise ValueError(f"{file.path}: expected a calibration, found no /calibration")
+    if (
+        file.calibration.is_meandering_grid
+        and file.measurement.frame_permutation is None
+    ):
+        raise ValueError(
+            f"{file.path}: /calibration/isMeanderingGrid: expected 0 for frames stored as "
+            "acquired, found 1: the order of the voxels is not known"
+        )
+    return file.measurement.foreground

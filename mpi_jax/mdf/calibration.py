@@ -1,0 +1,238 @@
+"""What the frames of a calibration mean: places, frequencies, mixing orders, SNR."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex, Float, Int, Shaped
+
+from mpi_jax.mdf.bulk import (
+    Choice,
+    _foreground,
+    _stored,
+    blocks,
+    bulk,
+    choose,
+    need,
+    result,
+    system_matrix,
+)
+from mpi_jax.mdf.schema import MDF
+from mpi_jax.mdf.source import PIECE
+
+
+def acquisition_order(file: MDF) -> Int[np.ndarray, " N"]:
+    """Stored index of each frame in the order of acquisition."""
+    need(file)
+    order = file.measurement.frame_permutation
+    return np.arange(file.acquisition.frames) if order is None else np.argsort(order)
+
+
+def correct_background(
+    file: MDF, rows: Complex[np.ndarray, "*rows columns"], *, voxels: Choice = None
+) -> Complex[np.ndarray, "*rows O"]:
+    """Rows [..., O + E] of `system_matrix` -> [..., O] without background.
+
+    Contiguous background scans are averaged, then each voxel loses the background
+    interpolated linearly at its time of acquisition, with background scans taken as
+    equidistant in time. Returns the foreground as it is where the file says that it is
+    corrected already; raises ValueError where there are no background frames.
+    voxels: as given to `system_matrix`.
+    """
+    foreground = _foreground(file)
+    background = file.measurement.background
+    wanted = foreground[choose("voxels", voxels, len(foreground))]
+    frames, count, width = file.acquisition.frames, len(background), len(wanted)
+    if rows.shape[-1] != width + count:
+        raise ValueError(
+            f"rows: expected {width} voxels + {count} background frames, got "
+            f"{list(rows.shape)}"
+        )
+    if file.measurement.is_background_corrected:
+        return rows[..., :width]
+    if not count:
+        raise ValueError(f"{file.path}: expected background frames, found none")
+    acquired = np.empty(frames, np.int64)
+    acquired[acquisition_order(file)] = np.arange(frames)
+    order = np.argsort(acquired[background])
+    scans = rows[..., width:][..., order]
+    block = np.flatnonzero(np.diff(acquired[background][order], prepend=-2) > 1)
+    length = np.diff(block, append=count)
+    means = np.add.reduceat(scans, block, axis=-1) / length.astype(rows.real.dtype)
+    scans = np.repeat(means, length, axis=-1)
+    place = acquired[wanted] / max(frames - 1, 1) * (count - 1)
+    low = np.minimum(place.astype(np.int64), max(count - 2, 0))
+    high = np.minimum(low + 1, count - 1)
+    weight = (place - low).astype(rows.real.dtype)
+    out = np.array(rows[..., :width])
+    for row in np.ndindex(rows.shape[:-1]):
+        out[row] -= (1 - weight) * scans[row][low] + weight * scans[row][high]
+    return out
+
+
+def _grid_of(file):
+    grid = file.reconstruction if file.calibration is None else file.calibration
+    if grid is None or grid.size is None:
+        raise ValueError(f"{file.path}: expected a regular grid, found no size")
+    return grid
+
+
+def voxel_order(file: MDF) -> Int[np.ndarray, "nz ny nx"]:
+    """Index in the file of each voxel of a volume in our layout, row 0 at the largest y.
+
+    `rows[..., voxel_order(file)]` turns rows [..., O] into volumes [..., nz, ny, nx].
+    """
+    grid = _grid_of(file)
+    order = grid.order or "xyz"
+    size = dict(zip("xyz", map(int, grid.size), strict=True))
+    # The first letter is the fastest axis, in NumPy the last.
+    axes = order[::-1]
+    index = np.arange(math.prod(size.values())).reshape([size[axis] for axis in axes])
+    return index.transpose([axes.index(axis) for axis in "zyx"])[:, ::-1]
+
+
+def grid(file: MDF, plane: int | None = None) -> Any:
+    """mpi_jax.scanner.Grid (nz, ny, nx) of the file, or (ny, nx) of the z plane `plane`."""
+    from mpi_jax import scanner
+
+    found = _grid_of(file)
+    if found.field_of_view is None:
+        raise ValueError(f"{file.path}: expected a fieldOfView, found none")
+    centre = (
+        np.zeros(3)
+        if found.field_of_view_centre is None
+        else found.field_of_view_centre
+    )
+    nx, ny, nz = map(int, found.size)
+    if plane is None:
+        return scanner.Grid((nz, ny, nx), found.field_of_view, centre)
+    if not 0 <= plane < nz:
+        raise ValueError(f"plane: expected 0 to {nz - 1}, got {plane}")
+    thickness = found.field_of_view[2] / nz
+    shift = (plane + 0.5 - nz / 2) * thickness
+    field_of_view = np.array([*found.field_of_view[:2], thickness])
+    return scanner.Grid((ny, nx), field_of_view, centre + np.array([0, 0, shift]))
+
+
+def images(file: MDF, *, frames: Choice = None) -> Shaped[np.ndarray, "Q S nz ny nx"]:
+    """Reconstructed volumes [Q, S, nz, ny, nx] in our layout, row 0 at the largest y."""
+    data = need(file, "reconstruction")
+    order = voxel_order(dataclasses.replace(file, calibration=None))
+    frames = choose("frames", frames, data.shape[0])
+    with bulk(file, "reconstruction") as (dataset, _):
+        index = [frames, *map(np.arange, data.shape[1:])]
+        out = result(file, dataset, [len(i) for i in index], data.dtype)
+        for where, values in blocks(dataset, index):
+            out[np.ix_(*where)] = values
+    return out.transpose(0, 2, 1)[..., order]
+
+
+def frequencies(file: MDF) -> Float[np.ndarray, " K"]:
+    """All V // 2 + 1 frequencies [Hz]; measurement.frequency_selection indexes them."""
+    receiver = _receiver(file)
+    step = 2 * receiver.bandwidth / receiver.samples
+    return np.arange(receiver.samples // 2 + 1) * step
+
+
+def _receiver(file):
+    if file.acquisition is None:
+        raise ValueError(f"{file.path}: expected /acquisition, found none")
+    return file.acquisition.receiver
+
+
+def mixing_orders(
+    file: MDF, max_order: int
+) -> tuple[Int[np.ndarray, "K D"], Int[np.ndarray, " K"]]:
+    """Mixing orders m [K, D] of each frequency and their sum |m| [K].
+
+    Frequency index k = sum_d m_d round(base_frequency cycle / divider_d); the lowest sum
+    wins, then the larger m_0, m_1, .... 0 and -1 where no |m_d| <= max_order gets there.
+    Several frequencies on a drive channel count as several channels.
+    """
+    count, drive = _receiver(file).samples // 2 + 1, file.acquisition.drive_field
+    step = (
+        np.rint(drive.base_frequency * drive.cycle / drive.divider).astype(int).ravel()
+    )
+    if not 0 <= max_order or (2 * max_order + 1) ** len(step) > 10**7:
+        raise ValueError(
+            f"max_order: expected a number >= 0 with at most 1e7 combinations of "
+            f"{len(step)} channels, got {max_order}"
+        )
+    orders = np.zeros((count, len(step)), np.int64)
+    total = np.full(count, -1)
+    one = np.arange(max_order, -max_order - 1, -1)
+    rest = np.array(list(itertools.product(one, repeat=len(step) - 1)), np.int64)
+    below, sums = rest @ step[1:], np.abs(rest).sum(-1)
+    for first in one:
+        k, total_here = below + first * step[0], sums + abs(first)
+        inside = np.flatnonzero((k >= 0) & (k < count))
+        # The lowest sum of each k, the earliest of equals.
+        inside = inside[np.argsort(total_here[inside], kind="stable")]
+        k_new, where = np.unique(k[inside], return_index=True)
+        best = inside[where]
+        better = (total[k_new] < 0) | (total_here[best] < total[k_new])
+        k_new, best = k_new[better], best[better]
+        total[k_new] = total_here[best]
+        orders[k_new, 0] = first
+        orders[k_new, 1:] = rest[best]
+    return orders, total
+
+
+def snr(file: MDF) -> Float[np.ndarray, "J C K"]:
+    """Signal-to-noise ratio [J, C, V // 2 + 1] of a calibration, 0 where nothing is stored.
+
+    As stored in the file, or else from its background frames: noise is their mean
+    distance from their mean, signal the median distance of voxels near the tracer. Raises
+    ValueError where there is neither.
+    """
+    foreground, a = _foreground(file), file.acquisition
+    m, stored = file.measurement, _stored(file)
+    out = np.zeros((a.periods, a.receiver.channels, a.receiver.samples // 2 + 1))
+    if file.calibration.snr is not None:
+        place = stored if m.frequency_selection is None else m.frequency_selection
+        out[..., place] = file.calibration.snr
+        return out
+    if not len(m.background):
+        raise ValueError(
+            f"{file.path}: expected an SNR or background frames, found none"
+        )
+    step = max(1, PIECE // (16 * a.frames))
+    count = len(foreground)
+    for j, channel in np.ndindex(out.shape[:2]):
+
+        def rows(bins, j=j, channel=channel):
+            keep = np.zeros(out.shape[1:], bool)
+            keep[channel, bins] = True
+            S = system_matrix(file, keep, periods=j)[0]
+            return S[:, :count], S[:, count:]
+
+        first, noise = np.empty(len(stored)), np.empty(len(stored))
+        for start in range(0, len(stored), step):
+            part = slice(start, start + step)
+            voxels, empty = rows(stored[part])
+            mean = empty.mean(-1, keepdims=True)
+            level = np.abs(empty - mean) if len(m.background) > 1 else np.abs(empty)
+            noise[part] = level.mean(-1)
+            first[part] = np.median(np.abs(voxels - mean), axis=-1)
+        best = np.argsort(-_ratio(first, noise), kind="stable")[:20]
+        level = np.abs(rows(np.sort(stored[best]))[0])
+        mask = np.any(level > 0.9 * level.max(-1, keepdims=True), axis=0)
+        for start in range(0, len(stored), step):
+            bins = stored[start : start + step]
+            voxels, empty = rows(bins)
+            level = np.abs(voxels - empty.mean(-1, keepdims=True))
+            for k, row, quiet in zip(bins, level, noise[start:], strict=False):
+                signal = np.median(row[mask]) if mask.any() else 0.0
+                if signal > 3.5 * quiet:
+                    signal = np.median(row[row > 0.9 * row.max()])
+                out[j, channel, k] = _ratio(signal, quiet)
+    return np.tile(np.median(out, axis=0), (a.periods, 1, 1))
+
+
+def _ratio(signal, noise):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.asarray(signal) / noise, nan=0.0, posinf=np.inf)

@@ -1,0 +1,1 @@
+"""A reconstruction method: voltages to images, by name."""

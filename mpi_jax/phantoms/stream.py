@@ -1,0 +1,203 @@
+"""Image i of a split: a function of split, index and grid."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mpi_jax.phantoms.families import KIND_OF
+from mpi_jax.phantoms.items import DRAWS, FAMILIES, SEEDS, SPLITS, TRIES
+from mpi_jax.phantoms.render import picture
+
+
+def _geometry(grid):
+    """(shape, half the field of view [2] in units of its shorter side) of a grid."""
+    shape = tuple(int(n) for n in grid.shape)
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"grid.shape: expected (ny, nx), got {grid.shape}")
+    sides = jnp.asarray(grid.field_of_view, jnp.float32)[:2]
+    return shape, sides / jnp.min(sides) / 2
+
+
+def _one_of(name: str, value, names: tuple[str, ...]):
+    if value not in names:
+        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+    return value
+
+
+def _family_number(family):
+    return FAMILIES.index(_one_of("family", family, FAMILIES))
+
+
+def _split_number(split):
+    """The number of a split; a traced number stays as it is."""
+    if isinstance(split, str):
+        return SPLITS.index(_one_of("split", split, SPLITS))
+    return split
+
+
+def _by_number(number, key, grid, split):
+    """Picture of the family FAMILIES[number]; number may be traced."""
+    split = jnp.asarray(_split_number(split))
+    shape, half = _geometry(grid)
+    kinds = list(dict.fromkeys(KIND_OF.values()))
+    values = _values(key)
+    if isinstance(number, int):
+        return picture(values, half, split, number, shape, KIND_OF[FAMILIES[number]])
+    which = jnp.asarray([kinds.index(KIND_OF[name]) for name in FAMILIES])[number]
+    makers = [functools.partial(picture, shape=shape, kind=kind) for kind in kinds]
+    return lax.switch(which, makers, values, half, split, number)
+
+
+# --- The public functions
+
+
+def sample_with_mask(
+    key: PRNGKeyArray, grid, family: str | None = None, split: str = "train"
+) -> tuple[Float[Array, "ny nx"], Bool[Array, "ny nx"]]:
+    """As `sample`, with the mask of the pixels that the phantom covers."""
+    if family is None:
+        choice, key = random.split(key)
+        return _by_number(random.randint(choice, (), 0, 6), key, grid, split)
+    return _by_number(_family_number(family), key, grid, split)
+
+
+def sample(
+    key: PRNGKeyArray, grid, family: str | None = None, split: str = "train"
+) -> Float[Array, "ny nx"]:
+    """A random phantom of a family (None: any), concentration in [0, 1].
+
+    grid: an object with shape (ny, nx) and field_of_view (x, y, z) [m]. Sizes follow
+    the field of view. Numbers and vessels are drawn another way in every split.
+    """
+    return sample_with_mask(key, grid, family, split)[0]
+
+
+def _key(split, index):
+    seed = jnp.asarray(list(SEEDS.values()))[split]
+    return random.fold_in(random.key(seed, impl="threefry2x32"), index)
+
+
+def _values(key):
+    """Uniform random numbers of all proposals for a picture, [TRIES, DRAWS]."""
+    keys = jax.vmap(functools.partial(random.fold_in, key))(jnp.arange(TRIES))
+    return jax.vmap(lambda key: random.uniform(key, (DRAWS,)))(keys)
+
+
+def image(split: str, index, grid) -> Float[Array, "ny nx"]:
+    """Image `index` of a split: the same picture on every grid and for every seed.
+
+    Its family is FAMILIES[index % 6].
+    """
+    return _by_number(
+        index % len(FAMILIES), _key(_split_number(split), index), grid, split
+    )[0]
+
+
+def indices(
+    position: Int[Array, "*n"],
+    families: tuple[str, ...] = FAMILIES,
+    images: int | None = None,
+) -> Int[Array, "*n"]:
+    """Which images of a split stand at these positions of a stream.
+
+    The stream takes the families in turn, by default all six: image i at position i.
+    With fewer, the others' images are passed over. images: how many a split has, None:
+    it never ends. Each family then starts again at its own first image, so that the
+    stream stays balanced whatever the number.
+
+    Raises ValueError for families that are unknown, repeated or none, and for fewer
+    images than one of each family.
+    """
+    for family in families:
+        _family_number(family)
+    if not families or len(set(families)) < len(families):
+        raise ValueError(f"families: expected different names, got {families}")
+    stride = len(FAMILIES)
+    if images is not None and images < stride:
+        raise ValueError(f"images: expected at least {stride}, got {images}")
+    numbers = sorted(_family_number(family) for family in families)
+    place, turn = position % len(numbers), position // len(numbers)
+    if images is not None:
+        counts = [len(range(number, images, stride)) for number in numbers]
+        turn = turn % jnp.asarray(counts)[place]
+    return stride * turn + jnp.asarray(numbers)[place]
+
+
+def _each(make, items):
+    """make(item) for every item, with the same bits however many there are.
+
+    One at a time on a CPU: what a picture is painted on then stays in the cache (up to
+    four times the speed), and no bit depends on the size of the batch. Chosen by the
+    default backend, for lax.platform_dependent traces every picture twice.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(make, items)
+    return jax.vmap(make)(items)
+
+
+def batch(
+    split,
+    start,
+    size: int,
+    grid,
+    families: tuple[str, ...] = FAMILIES,
+    images: int | None = None,
+) -> tuple[Float[Array, "size ny nx"], Float[Array, "size ny nx"], Int[Array, " size"]]:
+    """Images, masks (0 or 1) and family numbers of start ... start + size - 1.
+
+    These are positions in the stream of `indices`, with its families and its length; by
+    default images themselves. `start` may be traced, and so may split if given by its
+    number in SPLITS: one compiled function then serves all three. Every image is drawn
+    by its own family only (a switch under vmap would draw all six for each image).
+    """
+    split = jnp.asarray(_split_number(split))
+    shape, half = _geometry(grid)
+    start = jnp.asarray(start, jnp.int32)
+    place = np.arange(size)
+    # Checked here, and sorted as they take turns.
+    wanted = indices(start + place, families, images)
+    chosen = [number for number, name in enumerate(FAMILIES) if name in families]
+    stride = len(chosen)
+    first = (np.arange(stride) - start) % stride  # place in the batch, per family
+    turns = np.arange(-(-size // stride))
+    own = indices(start + first[:, None] + stride * turns[None], families, images)
+    values = jax.vmap(lambda index: _values(_key(split, index)))(own.reshape(-1))
+    values = values.reshape(*own.shape, *values.shape[1:])
+    made = {}
+    for kind in dict.fromkeys(KIND_OF[FAMILIES[number]] for number in chosen):
+        slots = [i for i, n in enumerate(chosen) if KIND_OF[FAMILIES[n]] == kind]
+
+        def make(item, kind=kind):
+            return picture(item[0], half, split, item[1], shape, kind)
+
+        items = values[np.asarray(slots)], own[np.asarray(slots)] % len(FAMILIES)
+        items = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), items)
+        parts = _each(make, items)
+        parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]
+        made |= {i: part for i, *part in zip(slots, *parts, strict=True)}
+    pictures, masks = (
+        jnp.stack(p) for p in zip(*map(made.get, range(stride)), strict=True)
+    )
+    slot = (start + place) % stride
+    turn = (place - first[slot]) // stride
+    found = pictures[slot, turn], masks[slot, turn].astype(jnp.float32)
+    return *found, wanted % len(FAMILIES)
+
+
+def mask(concentration: Float[Array, "*batch ny nx"]) -> Bool[Array, "*batch ny nx"]:
+    """The mask that belongs to a concentration, from the image alone.
+
+    A pixel belongs to the phantom if it holds at least half of the most in its 3 x 3
+    neighbourhood, which for a flat object is a coverage of 1/2 whatever its level, and
+    more than a tenth of the image's maximum, which takes the dim rest out.
+    """
+    window = (1,) * (concentration.ndim - 2) + (3, 3)
+    around = lax.reduce_window(
+        concentration, -jnp.inf, lax.max, window, (1,) * concentration.ndim, "SAME"
+    )
+    most = jnp.max(concentration, axis=(-2, -1), keepdims=True)
+    return (concentration >= 0.5 * around) & (concentration > 0.0999 * most)

@@ -1,0 +1,103 @@
+"""Which rows of a calibration are used, and what they are divided by."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool
+
+from mpi_jax import mdf
+from mpi_jax.configs import Preprocessing
+
+# --- Which rows
+
+
+def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C K"]:
+    """Rows [C, V // 2 + 1] of a calibration that the settings leave in."""
+    frequency = mdf.frequencies(calibration)
+    channels = calibration.acquisition.receiver.channels
+    band = (frequency >= settings.min_frequency) & (frequency <= settings.max_frequency)
+    for low, high in settings.stop_bands:
+        band &= (frequency < low) | (frequency > high)
+    if settings.sidebands is not None:
+        beside = np.arange(len(band)) % settings.period_grouping
+        band &= (
+            np.minimum(beside, settings.period_grouping - beside) <= settings.sidebands
+        )
+    stored = calibration.measurement and calibration.measurement.frequency_selection
+    if stored is not None:
+        band &= np.isin(np.arange(len(band)), stored)
+    if settings.max_mixing_order:
+        _, order = mdf.mixing_orders(calibration, settings.max_mixing_order)
+        band &= (order >= 0) & (order <= settings.max_mixing_order)
+    keep = np.tile(band, (channels, 1))
+    if settings.channels:
+        if max(settings.channels) >= channels:
+            raise ValueError(
+                f"channels: expected numbers from 0 to {channels - 1}, got "
+                f"{settings.channels}"
+            )
+        keep[np.setdiff1d(np.arange(channels), settings.channels)] = False
+    highest = ""
+    if keep.any() and (settings.snr_threshold or settings.num_rows):
+        ratio = mdf.snr(calibration)[0]
+        if settings.snr_threshold:
+            highest = f" (the highest is {ratio[keep].max():.3g})"
+            keep &= ratio >= settings.snr_threshold
+        elif settings.num_rows < keep.sum():
+            ranked = np.where(keep, ratio, -1).reshape(-1)
+            best = np.argsort(-ranked, kind="stable")[: settings.num_rows]
+            keep = np.isin(np.arange(keep.size), best).reshape(keep.shape)
+    if not keep.any():
+        raise ValueError(
+            f"{calibration.path}: the frequency selection leaves no rows: "
+            f"{settings.min_frequency:g} to {settings.max_frequency:g} Hz, "
+            f"channels {settings.channels or 'all'}, "
+            f"SNR from {settings.snr_threshold:g}{highest}, "
+            f"mixing order to {settings.max_mixing_order or 'any'}"
+        )
+    return keep
+
+
+def transfer(calibrations, others, keep, settings):
+    """What the selected rows of each file are divided by, [M] each."""
+    files = [*calibrations, *others]
+    unchanged = np.ones(keep.sum())
+    open_ones = [f for f in files if not f.measurement.is_transfer_function_corrected]
+    having = [
+        f for f in open_ones if f.acquisition.receiver.transfer_function is not None
+    ]
+    if having and settings.transfer_function is None:
+        raise ValueError(
+            "transfer_function: expected a choice, True or False, because of the one in "
+            f"{', '.join(dict.fromkeys(str(f.path) for f in having))}"
+        )
+    if not settings.transfer_function:
+        return [unchanged] * len(files)
+    factors = []
+    for file in files:
+        function = file.acquisition.receiver.transfer_function
+        if file.measurement.is_transfer_function_corrected:
+            factors.append(unchanged)
+            continue
+        if function is None:
+            raise ValueError(
+                f"transfer_function: expected one in {file.path}, which is not corrected, "
+                "got none"
+            )
+        if settings.period_grouping > 1 and any(file is one for one in others):
+            raise ValueError(
+                f"transfer_function: expected {file.path} to be corrected already, for its "
+                "transfer function is not known at the frequencies of period_grouping"
+            )
+        if function.shape[1] != keep.shape[1]:  # of the stored frequencies only
+            full = np.ones(keep.shape, complex)
+            full[:, file.measurement.frequency_selection] = function
+            function = full
+        factor = function[keep]
+        if not (np.isfinite(factor).all() and np.all(factor != 0)):
+            raise ValueError(
+                f"transfer_function: expected finite numbers other than 0 in the selected "
+                f"rows of {file.path}; select others (min_frequency, stop_bands)"
+            )
+        factors.append(factor)
+    return factors

@@ -1,0 +1,99 @@
+"""Frozen dataclasses that are pytrees, and checks of their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+BOLTZMANN = 1.380649e-23  # [J/K]
+VACUUM_PERMEABILITY = 4e-7 * math.pi  # [T m/A]
+# Magnetite Fe3O4: three iron atoms per formula unit.
+MAGNETITE_MOLAR_MASS = 0.231533  # [kg/mol]
+MAGNETITE_DENSITY = 5170.0  # [kg/m^3]
+
+# Leaves: numbers or arrays when built; vmap may stack them along leading axes.
+Scalar = Float[Array | np.ndarray, "*batch"] | float | int
+Vector = Float[Array | np.ndarray, "*batch 3"] | Sequence[Scalar]
+Matrix = Float[Array | np.ndarray, "*batch 3 3"]
+
+
+def _static(**kwargs):
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def pytree(cls):
+    """A frozen dataclass as a pytree that is checked when built, not when rebuilt.
+
+    JAX rebuilds pytrees around tracers, shapes and axis numbers, so that must not run
+    __post_init__, as jax.tree_util.register_dataclass would.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    static = [f.name for f in fields if f.metadata.get("static")]
+    leaves = [f.name for f in fields if not f.metadata.get("static")]
+
+    def flatten(obj):
+        children = [(jax.tree_util.GetAttrKey(n), getattr(obj, n)) for n in leaves]
+        return children, tuple(getattr(obj, n) for n in static)
+
+    def unflatten(values, children):
+        obj = object.__new__(cls)
+        for name, value in zip(leaves + static, (*children, *values), strict=True):
+            object.__setattr__(obj, name, value)
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def array(values):
+    """A list of numbers in float64, or of tracers as a traced array."""
+    traced = any(isinstance(v, jax.core.Tracer) for v in values)
+    return jnp.stack(values) if traced else np.asarray(values, np.float64)
+
+
+def numbers(obj, name: str, last_axes: tuple[int, ...] = ()) -> np.ndarray | None:
+    """Check a leaf's last axes and values; return it as a NumPy array.
+
+    None where a scanner is built inside jit or grad and the leaf has no value.
+    """
+    value = getattr(obj, name)
+    if isinstance(value, (list, tuple)):
+        value = array(value)
+        object.__setattr__(obj, name, value)
+    if isinstance(value, jax.core.Tracer):
+        return None
+    value = np.asarray(value)
+    where = f"{type(obj).__name__}.{name}"
+    n = len(last_axes)
+    if value.ndim < n or value.shape[value.ndim - n :] != last_axes:
+        raise ValueError(
+            f"{where}: expected shape ending in {last_axes}, got {value.shape}"
+        )
+    if np.issubdtype(value.dtype, np.inexact) and not np.all(np.isfinite(value)):
+        raise ValueError(f"{where}: expected finite numbers, got {value}")
+    return value
+
+
+def positive(obj, name: str, last_axes: tuple[int, ...] = ()) -> None:
+    value = numbers(obj, name, last_axes)
+    if value is not None and np.any(value <= 0):
+        raise ValueError(
+            f"{type(obj).__name__}.{name}: expected positive numbers, got {value}"
+        )
+
+
+def not_negative(obj, name: str) -> None:
+    if getattr(obj, name) is None:
+        return
+    value = numbers(obj, name)
+    if value is not None and np.any(value < 0):
+        raise ValueError(
+            f"{type(obj).__name__}.{name}: expected a number >= 0 or None, got {value}"
+        )

@@ -1,0 +1,339 @@
+"""The scanner as data: tracer, fields, receiver, grid. SI units, checked when built.
+
+Every field is a flux density B = mu0 H [T], gradients accordingly [T/m]. The frame
+(x, y, z) is right-handed with its origin at the field centre; images have row 0 at the
+largest y and column 0 at the smallest x; volumes are [z, row, column], z ascending.
+
+All classes are frozen dataclasses and pytrees: numbers are leaves (so that jit, vmap and
+grad reach every physical parameter), counts and names are static.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from mpi_jax.scanner._pytree import (
+    BOLTZMANN,
+    MAGNETITE_DENSITY,
+    MAGNETITE_MOLAR_MASS,
+    Matrix,
+    Scalar,
+    Vector,
+    _static,
+    not_negative,
+    numbers,
+    positive,
+    pytree,
+)
+from mpi_jax.scanner.grid import Grid
+
+
+@pytree
+class Tracer:
+    """Single-domain particles in thermal equilibrium (Langevin).
+
+    core_diameter [m], saturation_magnetisation [A/m], temperature [K],
+    iron_concentration: what image value 1 means, in mmol(Fe)/L = mol(Fe)/m^3 (used by
+    the "si" scaling only).
+    diameter_spread: standard deviation of log(diameter) in a log-normal distribution of
+    the number of cores, whose median is core_diameter; None: one size. The mean over it
+    takes `diameter_nodes` Gauss-Hermite nodes (16: 2e-7 at spread 0.2, 4e-4 at 0.4).
+    relaxation_time [s]: Debye's, tau dM/dt = M_equilibrium - M; None: no relaxation.
+    """
+
+    core_diameter: Scalar = 30e-9
+    saturation_magnetisation: Scalar = 8e5
+    temperature: Scalar = 293.15
+    iron_concentration: Scalar = 50.0
+    diameter_spread: Scalar | None = None
+    relaxation_time: Scalar | None = None
+    diameter_nodes: int = _static(default=16)
+
+    def __post_init__(self):
+        for name in (
+            "core_diameter",
+            "saturation_magnetisation",
+            "temperature",
+            "iron_concentration",
+        ):
+            positive(self, name)
+        for name in ("diameter_spread", "relaxation_time"):
+            not_negative(self, name)
+        if not isinstance(self.diameter_nodes, int) or self.diameter_nodes < 1:
+            raise ValueError(
+                "Tracer.diameter_nodes: expected a whole number >= 1, got "
+                f"{self.diameter_nodes}"
+            )
+
+    @property
+    def volume(self):
+        """Core volume [m^3], of the median diameter."""
+        return math.pi / 6 * self.core_diameter**3
+
+    @property
+    def moment(self):
+        """Magnetic moment m of one particle of median size [A m^2]."""
+        return self.saturation_magnetisation * self.volume
+
+    @property
+    def beta(self):
+        """Inverse field scale m / (k T) [1/T]: the Langevin argument is beta |B|."""
+        # (k T)^2 underflows in float32 and would spoil the derivative in T.
+        return self.moment / BOLTZMANN / self.temperature
+
+    @property
+    def number_density(self):
+        """Particles per volume [1/m^3] at image value 1."""
+        per_mole = MAGNETITE_MOLAR_MASS / (3 * MAGNETITE_DENSITY)
+        iron = self.iron_concentration * (per_mole * 6 / math.pi)
+        if self.diameter_spread is not None:
+            # The mean volume of the log-normal distribution over that of its median.
+            iron = iron / jnp.exp(4.5 * jnp.asarray(self.diameter_spread) ** 2)
+        # One diameter at a time: volume^2, in the derivative, underflows in float32.
+        d = self.core_diameter
+        return iron / d / d / d
+
+
+@pytree
+class DriveField:
+    """Homogeneous periodic fields along x, y, z, locked to one base frequency.
+
+    amplitude [3] T, phase [3] turns (0: sine, 1/4: cosine), base_frequency [Hz].
+    Axis d swings at base_frequency / divider[d]; divider 0 means not driven. Sampling
+    runs at oversampling * base_frequency over one common period, so that V grows with
+    it; Receiver.oversample simulates finer and keeps V.
+    waveform [3]: "sine" or "triangle" (rises through 0 at phase 0, constant speed).
+
+    Neighbouring dividers make a Lissajous path; (102, 102 * n, 0) with waveform
+    ("sine", "triangle", "sine") a Cartesian one: n fast lines a slow period, evenly
+    spaced, up and down again.
+    """
+
+    amplitude: Vector
+    divider: tuple[int, int, int] = _static()
+    phase: Vector = (0.0, 0.0, 0.0)
+    base_frequency: Scalar = 2.5e6
+    oversampling: int = _static(default=1)
+    waveform: tuple[str, str, str] = _static(default=("sine",) * 3)
+
+    def __post_init__(self):
+        numbers(self, "amplitude", (3,))
+        numbers(self, "phase", (3,))
+        positive(self, "base_frequency")
+        divider = self.divider
+        if (
+            len(divider) != 3
+            or any(not isinstance(n, int) or n < 0 for n in divider)
+            or not any(divider)
+        ):
+            raise ValueError(
+                "DriveField.divider: expected 3 whole numbers >= 0, at least one of "
+                f"them > 0, got {divider}"
+            )
+        if not isinstance(self.oversampling, int) or self.oversampling < 1:
+            raise ValueError(
+                "DriveField.oversampling: expected a whole number >= 1, got "
+                f"{self.oversampling}"
+            )
+        if len(self.waveform) != 3 or not set(self.waveform) <= {"sine", "triangle"}:
+            raise ValueError(
+                "DriveField.waveform: expected 3 of 'sine' and 'triangle', got "
+                f"{self.waveform}"
+            )
+
+    @property
+    def samples(self) -> int:
+        """V, samples per period."""
+        return self.oversampling * math.lcm(*(n for n in self.divider if n))
+
+    @property
+    def sampling_rate(self):
+        """[Hz]"""
+        return self.oversampling * self.base_frequency
+
+    @property
+    def frequencies(self):
+        """Drive frequency of each axis [3] Hz, 0 where not driven."""
+        inverse = np.array([1 / n if n else 0.0 for n in self.divider])
+        return self.base_frequency * inverse
+
+    def turns(self) -> np.ndarray:
+        """Phase of sample n on each axis without the start phase, [V, 3] turns.
+
+        From integers: 2 pi f t with a float32 time is wrong by 1e-5 and more.
+        """
+        n = np.arange(self.samples)[:, None]
+        period = self.oversampling * np.array([d or 1 for d in self.divider])
+        return (n % period) / period
+
+    def field(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
+        """Drive field [V, 3] T and its time derivative [V, 3] T/s over one period."""
+        angle = 2 * np.pi * self.turns()
+        driven = np.array([n > 0 for n in self.divider])
+        sine, cosine = jnp.asarray(np.sin(angle)), jnp.asarray(np.cos(angle))
+        start = 2 * np.pi * jnp.asarray(self.phase)[None]
+        amplitude = jnp.where(driven, jnp.asarray(self.amplitude), 0.0)[None]
+        rate = 2 * np.pi * jnp.asarray(self.frequencies)[None]
+        s = sine * jnp.cos(start) + cosine * jnp.sin(start)
+        ds = rate * (cosine * jnp.cos(start) - sine * jnp.sin(start))
+        if "triangle" in self.waveform:
+            triangle = np.array([w == "triangle" for w in self.waveform])[None]
+            # Turns since the upper corner; quarter turns meet the corners exactly, where
+            # the derivative is the mean of both sides.
+            turns = (
+                jnp.asarray((self.turns() - 0.25) % 1) + jnp.asarray(self.phase)[None]
+            )
+            turns = turns % 1
+            slope = jnp.where(turns > 0.5, 4.0, -4.0)
+            slope = jnp.where((turns == 0) | (turns == 0.5), 0.0, slope)
+            s = jnp.where(triangle, 4 * jnp.abs(turns - 0.5) - 1, s)
+            ds = jnp.where(triangle, jnp.asarray(self.frequencies)[None] * slope, ds)
+        return amplitude * s, amplitude * ds
+
+
+@pytree
+class SelectionField:
+    """Static field offset + gradient @ r; the field-free point is where B vanishes.
+
+    gradient [3, 3] T/m, symmetric and free of divergence (trace 0); offset [3] T.
+    diag(-g, g, 0) has a field-free line along z. Offsets shift the scanned patch.
+    """
+
+    gradient: Matrix
+    offset: Vector = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        numbers(self, "offset", (3,))
+        gradient = numbers(self, "gradient", (3, 3))
+        if gradient is None:
+            return
+        scale = np.max(np.abs(gradient))
+        skew = np.max(np.abs(gradient - np.swapaxes(gradient, -1, -2)))
+        trace = np.max(np.abs(np.trace(gradient, axis1=-2, axis2=-1)))
+        if scale == 0 or max(skew, trace) > 1e-5 * scale:
+            raise ValueError(
+                "SelectionField.gradient: expected a symmetric matrix with trace 0 "
+                f"(Maxwell) and not all zero, got {gradient.tolist()}"
+            )
+
+
+@pytree
+class Receiver:
+    """Receive coils and what follows them.
+
+    sensitivity: field per ampere of each coil [T/A] (reciprocity), [C, 3] homogeneous or
+    [C, 3, P] at each pixel of the scanner's grid. scaling: "si" gives volts, with the
+    minus sign of induction; "moment" gives A m^2/s per unit image with a plus sign and
+    takes sensitivity as plain direction (MPIRF's convention).
+    transfer_function [C, K] complex: u^ is multiplied by it; None: 1.
+    oversample: simulate at that multiple of the sampling rate and keep the frequencies
+    up to half the sampling rate (an ideal low-pass); 1 samples the signal as it is, and
+    harmonics beyond fold back.
+    """
+
+    sensitivity: Float[Array | np.ndarray, "*batch_and_map"]
+    scaling: str = _static(default="moment")
+    transfer_function: Complex[Array | np.ndarray, "*batch C K"] | None = None
+    oversample: int = _static(default=1)
+
+    def __post_init__(self):
+        if self.scaling not in ("moment", "si"):
+            raise ValueError(
+                f"Receiver.scaling: expected 'moment' or 'si', got {self.scaling!r}"
+            )
+        shape = self.sensitivity.shape
+        if len(shape) < 2 or (shape[-1] != 3 and (len(shape) < 3 or shape[-2] != 3)):
+            raise ValueError(
+                f"Receiver.sensitivity: expected shape [C, 3] or [C, 3, P], got {shape}"
+            )
+        numbers(self, "sensitivity")
+        if self.transfer_function is not None:
+            numbers(self, "transfer_function")
+        if not isinstance(self.oversample, int) or self.oversample < 1:
+            raise ValueError(
+                f"Receiver.oversample: expected a whole number >= 1, got "
+                f"{self.oversample}"
+            )
+
+
+@pytree
+class Scanner:
+    """Everything that turns a concentration on a grid into a voltage."""
+
+    tracer: Tracer
+    drive_field: DriveField
+    selection_field: SelectionField
+    receiver: Receiver
+    grid: Grid
+
+    def __post_init__(self):
+        shape, p = self.receiver.sensitivity.shape, self.grid.size
+        if shape[-1] != 3 and shape[-1] != p:
+            raise ValueError(
+                f"Receiver.sensitivity: expected [C, 3] or [C, 3, {p}] like the grid, "
+                f"got {shape}"
+            )
+        wanted = (self.channels, self.samples // 2 + 1)
+        transfer = self.receiver.transfer_function
+        if transfer is not None and transfer.shape[-2:] != wanted:
+            raise ValueError(
+                f"Receiver.transfer_function: expected shape {wanted} (channels, rfft "
+                f"bins of a period), got {transfer.shape}"
+            )
+
+    @property
+    def samples(self) -> int:
+        """V, samples per period and channel."""
+        return self.drive_field.samples
+
+    @property
+    def channels(self) -> int:
+        """C, receive channels."""
+        shape = self.receiver.sensitivity.shape
+        return shape[-2] if len(shape) == 2 else shape[-3]
+
+    def field_free_point(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
+        """Position [V, 3] m and velocity [V, 3] m/s of the field-free point.
+
+        Raises ValueError where the selection field vanishes along a line.
+        """
+        gradient = self.selection_field.gradient
+        if not isinstance(gradient, jax.core.Tracer):
+            size = np.abs(np.linalg.eigvalsh(np.asarray(gradient, np.float64)))
+            if np.any(size.min(axis=-1) <= 1e-6 * size.max(axis=-1)):
+                raise ValueError(
+                    "SelectionField.gradient: expected an invertible matrix, of a field "
+                    "that vanishes in one point; this one has a field-free line: "
+                    f"{np.asarray(gradient).tolist()}"
+                )
+        field, rate = self.drive_field.field()
+        inverse = jnp.linalg.inv(jnp.asarray(self.selection_field.gradient))
+        offset = jnp.asarray(self.selection_field.offset)[None]
+        return -(field + offset) @ inverse.T, -rate @ inverse.T
+
+    def frequencies(self) -> np.ndarray:
+        """Frequency of each rfft bin [K] Hz."""
+        return np.fft.rfftfreq(self.samples, 1 / float(self.drive_field.sampling_rate))
+
+
+@pytree
+class CalibratedScanner:
+    """What a calibration file tells of its scanner: how it sampled which grid.
+
+    Stands for a Scanner where the signals come from a measured system matrix. Tracer,
+    fields and coils are not known. sampling_rate [Hz].
+    """
+
+    grid: Grid
+    channels: int = _static()
+    samples: int = _static()
+    sampling_rate: float = _static()
+
+    def frequencies(self) -> np.ndarray:
+        """Frequency of each rfft bin [K] Hz."""
+        return np.fft.rfftfreq(self.samples, 1 / self.sampling_rate)

@@ -1,0 +1,97 @@
+"""The grid of voxels that concentrations live on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mpi_jax.scanner._pytree import Vector, _static, numbers, positive, pytree
+
+
+@pytree
+class Grid:
+    """Pixels (ny, nx) or voxels (nz, ny, nx) of a field of view.
+
+    field_of_view [3] (x, y, z) m, edge to edge (z: slice thickness of an image),
+    centre [3] m. Pixel centres lie at (i + 1/2) * pitch from the edge.
+    """
+
+    shape: tuple[int, ...] = _static()
+    field_of_view: Vector
+    centre: Vector = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        if len(self.shape) not in (2, 3) or any(
+            not isinstance(n, int) or n < 1 for n in self.shape
+        ):
+            raise ValueError(
+                "Grid.shape: expected (ny, nx) or (nz, ny, nx), whole numbers >= 1, "
+                f"got {self.shape}"
+            )
+        positive(self, "field_of_view", (3,))
+        numbers(self, "centre", (3,))
+
+    @property
+    def size(self) -> int:
+        """P, number of pixels or voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(nx, ny, nz)"""
+        ny, nx = self.shape[-2:]
+        return nx, ny, self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def pitch(self) -> Float[Array, " 3"]:
+        """Pixel size (x, y, z) [m]."""
+        return jnp.asarray(self.field_of_view) / np.array(self.counts)
+
+    def axes(self) -> tuple[Array, Array, Array]:
+        """x of each column, y of each row, z of each slice [m]; y falls with the row."""
+        x, y, z = (
+            centre + (np.arange(n) + 0.5 - n / 2) * pitch
+            for n, pitch, centre in zip(
+                self.counts, self.pitch, jnp.asarray(self.centre), strict=True
+            )
+        )
+        return x, y[::-1], z
+
+    def positions(self) -> Float[Array, "P 3"]:
+        """Pixel centres [m], flat in the order of `image.reshape(-1)`."""
+        x, y, z = self.axes()
+        zz, yy, xx = jnp.meshgrid(z, y, x, indexing="ij")
+        return jnp.stack([xx, yy, zz], axis=-1).reshape(-1, 3)
+
+    def refined(self, factor: int) -> Grid:
+        """The same field of view with `factor` pixels in place of one, on each axis.
+
+        For phantoms: a signal from a finer grid than the reconstruction's is no inverse
+        crime. In "moment" scaling each pixel counts by its value, whatever its size, so
+        signals of a refined grid are factor^(number of axes) larger; "si" is per volume.
+        """
+        if not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"factor: expected a whole number >= 1, got {factor}")
+        shape = tuple(factor * n for n in self.shape)
+        return dataclasses.replace(self, shape=shape)
+
+    def average(
+        self, fine: Float[Array | np.ndarray, "*batch_and_fine_grid"]
+    ) -> Float[Array, "*batch_and_grid"]:
+        """Mean of each pixel of images [..., *shape] on a refined grid of this one."""
+        n = len(self.shape)
+        batch, axes = fine.shape[: fine.ndim - n], fine.shape[fine.ndim - n :]
+        if len(axes) != n or any(
+            a % b or a < b for a, b in zip(axes, self.shape, strict=True)
+        ):
+            raise ValueError(
+                f"fine: expected trailing axes that are multiples of {self.shape}, got "
+                f"shape {list(fine.shape)}"
+            )
+        split = [k for a, b in zip(axes, self.shape, strict=True) for k in (b, a // b)]
+        within = tuple(range(len(batch) + 1, len(batch) + 2 * n, 2))
+        return jnp.mean(jnp.asarray(fine).reshape(*batch, *split), axis=within)

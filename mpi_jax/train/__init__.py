@@ -1,0 +1,41 @@
+"""Training: networks of a config, the pure step with its one pmap, the loop around them."""
+
+from mpi_jax.train import checkpoint, losses
+from mpi_jax.train.loop import run, validate
+from mpi_jax.train.networks import (
+    Networks,
+    check_signal,
+    has_statistics,
+    make_networks,
+    predict,
+)
+from mpi_jax.train.step import (
+    Batch,
+    Optimisers,
+    data_parallel,
+    init_state,
+    make_batch,
+    make_optimisers,
+    replicate,
+    train_step,
+)
+
+__all__ = [
+    "Batch",
+    "Networks",
+    "Optimisers",
+    "check_signal",
+    "checkpoint",
+    "data_parallel",
+    "has_statistics",
+    "init_state",
+    "losses",
+    "make_batch",
+    "make_networks",
+    "make_optimisers",
+    "predict",
+    "replicate",
+    "run",
+    "train_step",
+    "validate",
+]

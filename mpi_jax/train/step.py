@@ -1,0 +1,249 @@
+"""The pure training step, and its one pmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mpi_jax import data
+from mpi_jax.configs import OptimiserConfig
+from mpi_jax.train import losses
+from mpi_jax.train.networks import Networks, has_statistics
+
+
+class Batch(NamedTuple):
+    """One training batch: what the generator sees, what is true."""
+
+    inputs: data.Inputs
+    image: Float[Array, "B ny nx"]
+    mask: Float[Array, "B ny nx"]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes.
+
+    average: moving average of the generator, and under "batch_stats" of its batch
+    statistics, where it has any. It is what `predict` takes and weights.safetensors holds.
+    """
+
+    step: Any  # number of steps done
+    generator: Any
+    discriminator: Any
+    average: Any
+    generator_optimiser: Any
+    discriminator_optimiser: Any
+
+
+class Optimisers(NamedTuple):
+    """optax transformations of both networks and the decay of the average."""
+
+    generator: optax.GradientTransformation
+    discriminator: optax.GradientTransformation
+    ema: float
+
+
+def make_optimisers(config: OptimiserConfig, steps: int) -> Optimisers:
+    """Adam with warm-up, constant or cosine rate, and gradient clipping.
+
+    Raises ValueError for an unknown schedule or a warm-up that fills all the steps.
+    """
+    if not 0 <= config.warmup < steps:
+        raise ValueError(
+            f"optimiser.warmup: expected 0 to {steps - 1}, fewer than steps, "
+            f"got {config.warmup}"
+        )
+
+    def transformation(rate):
+        if config.schedule == "cosine":
+            schedule = optax.warmup_cosine_decay_schedule(
+                0.0 if config.warmup else rate, rate, config.warmup, steps
+            )
+        elif config.schedule == "constant":
+            schedule = optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, rate, config.warmup),
+                    optax.constant_schedule(rate),
+                ],
+                [config.warmup],
+            )
+        else:
+            raise ValueError(
+                "optimiser.schedule: expected constant or cosine, "
+                f"got {config.schedule!r}"
+            )
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip),
+            optax.adam(schedule, b1=config.b1, b2=config.b2),
+        )
+
+    return Optimisers(
+        transformation(config.learning_rate),
+        transformation(config.discriminator_rate),
+        config.ema,
+    )
+
+
+def init_state(
+    key: PRNGKeyArray, batch: Batch, *, model: Networks, tx: Optimisers
+) -> TrainState:
+    """Fresh parameters and optimisers; batch is looked at for its shapes only."""
+    for_generator, for_critic = jax.random.split(key)
+    average = model.generator.init(for_generator, *batch.inputs)
+    generator = average.pop("params")
+    critic = {}
+    if model.discriminator is not None:
+        critic = model.discriminator.init(for_critic, batch.image[..., None])["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        generator=generator,
+        discriminator=critic,
+        # A copy: donated buffers must not be shared.
+        average=average | jax.tree.map(jnp.copy, generator),
+        generator_optimiser=tx.generator.init(generator),
+        discriminator_optimiser=tx.discriminator.init(critic),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    model: Networks,
+    tx: Optimisers,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One update of the generator on a batch and `critic_steps` of the discriminator; pure.
+
+    key: randomness of this step (the mixtures of WGAN-GP, new ones in each update).
+    axis_name: gradients and metrics are averaged over that axis, batch statistics taken
+    over it; None: no collectives. Metrics: each loss term unweighted, the weighted sums,
+    gradient norm (the discriminator's of its last update), and `finite` (1 or 0).
+    """
+    loss = model.loss
+
+    def apply(network, params, *arguments):
+        # Mutable: in training the statistics are those of the batch, and come back.
+        if axis_name is not None and has_statistics(network):
+            network = network.clone(axis_name=axis_name)
+        return network.apply({"params": params}, *arguments, mutable=["batch_stats"])
+
+    def critic(params, images):
+        return apply(model.discriminator, params, images[..., None])[0]
+
+    def generator_loss(params):
+        out, statistics = apply(model.generator, params, *batch.inputs)
+        terms = {"mae": losses.mae(out.reconstruction, batch.image)}
+        total = loss.mae * terms["mae"]
+        if out.segmentation is not None:
+            terms["bce"] = losses.bce(out.segmentation, batch.mask)
+            terms["dice"] = losses.dice(out.segmentation, batch.mask)
+            total += loss.bce * terms["bce"] + loss.dice * terms["dice"]
+        if model.discriminator is not None:
+            score = critic(state.discriminator, out.reconstruction)
+            wasserstein = loss.kind == "wgangp"
+            adversary = losses.generator_wgan if wasserstein else losses.generator_bce
+            terms["adversarial"] = adversary(score)
+            total += loss.adversarial * terms["adversarial"]
+        return total, (out.reconstruction, statistics, terms)
+
+    def critic_loss(params, made, own):
+        if loss.kind == "wgangp":
+            if axis_name is not None:
+                own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
+            alpha = jax.random.uniform(own, (len(made),))
+            return losses.discriminator_wgangp(
+                partial(critic, params), batch.image, made, alpha
+            )
+        if has_statistics(model.discriminator):
+            # True and made images in batches of their own, as the DCGAN has them.
+            return losses.discriminator_bce(
+                critic(params, batch.image), critic(params, made)
+            )
+        both = critic(params, jnp.concatenate([batch.image, made]))
+        return losses.discriminator_bce(*jnp.split(both, 2))
+
+    def mean_of_devices(tree):
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    (total, (made, statistics, terms)), slope = jax.value_and_grad(
+        generator_loss, has_aux=True
+    )(state.generator)
+    values, slope = mean_of_devices(({"generator_loss": total, **terms}, slope))
+    norm = optax.tree.norm(slope)
+    updates, generator_optimiser = tx.generator.update(
+        slope, state.generator_optimiser, state.generator
+    )
+    generator = optax.apply_updates(state.generator, updates)
+
+    def update_critic(carry, own):
+        params, optimiser = carry
+        found = jax.value_and_grad(critic_loss)(
+            params, jax.lax.stop_gradient(made), own
+        )
+        value, slope = mean_of_devices(found)
+        updates, optimiser = tx.discriminator.update(slope, optimiser, params)
+        params = optax.apply_updates(params, updates)
+        return (params, optimiser), (value, optax.tree.norm(slope))
+
+    discriminator = state.discriminator, state.discriminator_optimiser
+    if model.discriminator is not None:
+        discriminator, (value, critic_norm) = jax.lax.scan(
+            update_critic, discriminator, jax.random.split(key, loss.critic_steps)
+        )
+        values["discriminator_loss"] = value[-1]
+        norm = jnp.hypot(norm, critic_norm[-1])
+
+    # Early steps count more than a fixed decay would let them.
+    decay = jnp.minimum(tx.ema, (1 + state.step) / (10 + state.step))
+    fresh = {**generator, **statistics}
+    average = optax.incremental_update(fresh, state.average, 1 - decay)
+    values["gradient_norm"] = norm
+    total = sum(jnp.sum(v) for v in values.values())
+    values["finite"] = jnp.isfinite(total).astype(jnp.float32)
+    state = TrainState(
+        state.step + 1,
+        generator,
+        discriminator[0],
+        average,
+        generator_optimiser,
+        discriminator[1],
+    )
+    return state, values
+
+
+def data_parallel(step: Callable, replicated: int = 0) -> Callable:
+    """`step(state, batch, key, *replicated)` over all local devices, state donated.
+
+    The step must average over the axis "data". Every leaf of batch has a leading axis of
+    one entry a device; state, key and the `replicated` further arguments are the same on
+    all devices and carry no such axis, nor does the result. Put the state on the devices
+    with `replicate` first: a donated argument can't be moved.
+    """
+    return jax.pmap(
+        step,
+        axis_name="data",
+        in_axes=(None, 0, None) + (None,) * replicated,
+        out_axes=None,
+        donate_argnums=0,
+    )
+
+
+def replicate(tree: Any) -> Any:
+    """The tree on every local device."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
+
+
+def make_batch(operator: data.ForwardModel, made: data.Examples) -> Batch:
+    """Examples as the networks take them."""
+    return Batch(data.inputs(operator, made.voltage), made.image, made.mask)
