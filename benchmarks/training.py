@@ -32,17 +32,17 @@ def parts(config: configs.Config) -> dict:
     """Name -> (function, arguments) of every part of a step, and of the whole step."""
     model = train.make_networks(config)
     tx = train.make_optimisers(config.optimiser, config.steps)
-    operator = data.build(config)
+    forward = data.build(config)
     size, key = config.data.batch_size, jax.random.key(0)
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
-    grid = operator.scanner.grid
-    made = data.draw(operator, "train", 0, size, config.data.snr_db, key)
-    batch = jax.jit(train.make_batch)(operator, made)
+    grid = forward.scanner.grid
+    made = data.draw(forward, "train", 0, size, config.data.snr_db, key)
+    batch = jax.jit(train.make_batch)(forward, made)
     init = jax.jit(lambda key, b: train.init_state(key, b, model=model, tx=tx))
     state = init(key, batch)
 
-    def signals(operator, image, key):
-        u = system_matrix.forward(operator.matrix, image)
+    def signals(forward, image, key):
+        u = system_matrix.forward(forward.matrix, image)
         keys = jax.random.split(key, size)
         return jax.vmap(add_noise, (0, 0, None))(keys, u, snr[0])
 
@@ -78,15 +78,15 @@ def parts(config: configs.Config) -> dict:
         average = optax.incremental_update(params, state.average, 0.01)
         return params, critic_params, average, one, two
 
-    def whole(state, made, operator, key):
-        made = train.make_batch(operator, made)
+    def whole(state, made, forward, key):
+        made = train.make_batch(forward, made)
         return train.train_step(state, made, key, model=model, tx=tx)
 
     slope = (state.generator, state.discriminator)
     found = {
         "draw phantoms": (lambda: phantoms.batch(0, 0, size, grid), ()),
-        "signals, noise": (signals, (operator, made.image, key)),
-        "inputs": (data.inputs, (operator, made.voltage)),
+        "signals, noise": (signals, (forward, made.image, key)),
+        "inputs": (data.inputs, (forward, made.voltage)),
         "generator forward": (forward, (state.generator, batch.inputs)),
         "generator loss and slope": (
             jax.grad(generator_loss),
@@ -99,7 +99,7 @@ def parts(config: configs.Config) -> dict:
             (state.discriminator, batch.image, batch.image),
         )
     found["optimisers, average"] = (optimise, (state, *slope))
-    found["step without data"] = (whole, (state, made, operator, key))
+    found["step without data"] = (whole, (state, made, forward, key))
     return {name: (jax.jit(f), arguments) for name, (f, arguments) in found.items()}
 
 

@@ -38,7 +38,7 @@ total_variation = jax.jit(admm.total_variation, static_argnames=("grid", "iterat
 def fixed_weight(p, lam_tv, rho, iterations):
     """Total variation with one weight for all signals."""
     basis = spectral.with_rho(p.basis, rho)
-    grid = p.operator.scanner.grid.shape
+    grid = p.forward.scanner.grid.shape
 
     def solve(u):
         flat = u.reshape(len(u), -1)
@@ -53,11 +53,11 @@ def fixed_weight(p, lam_tv, rho, iterations):
 def noise_weight(p, factor, rho, iterations):
     """Total variation with factor * noise variance / scale^2 for each signal."""
     basis = spectral.with_rho(p.basis, rho)
-    grid = p.operator.scanner.grid.shape
+    grid = p.forward.scanner.grid.shape
 
     def solve(u):
         flat = u.reshape(len(u), -1)
-        ratio = spectral.noise_level(basis, flat) / basis.scale
+        ratio = spectral.estimate_noise(basis, flat) / basis.scale
         images = total_variation(
             basis, flat, grid, lam_tv=factor * ratio**2, iterations=iterations
         )
@@ -98,13 +98,13 @@ def main():
     args = parser.parse_args()
 
     config = configs.get(args.config)
-    operator = data.build(config)
-    known = problem.problem(config, operator)
+    forward = data.build(config)
+    known = problem.problem(config, forward)
     size, snr = config.data.batch_size, config.data.test_snr_db
 
     def draw(split, count):
         starts = range(0, count, size)
-        return [data.draw(operator, split, i, size, snr) for i in starts]
+        return [data.draw(forward, split, i, size, snr) for i in starts]
 
     def join(parts):
         return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
@@ -137,7 +137,7 @@ def main():
         record = {
             "benchmark": "variational",
             "config": args.config,
-            "grid": list(operator.scanner.grid.shape),
+            "grid": list(forward.scanner.grid.shape),
             "snr_db": snr,
             "method": name,
             "settings": settings,

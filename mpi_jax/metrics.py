@@ -214,7 +214,7 @@ def iou(mask: Mask, reference: ReferenceMask) -> PerImage:
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
 
 
-def measure(
+def scores(
     image: Image,
     reference: Reference,
     mask: ReferenceMask,

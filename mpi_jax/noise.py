@@ -14,16 +14,18 @@ from mpi_jax.physics import _dtype, receive, signal, spectrum
 from mpi_jax.scanner import BOLTZMANN, Scanner
 
 
-def band_noise(key, u, keep):
-    """Noise of unit power like u [C, V] that only has the frequencies keep [C, K]."""
+def band_noise(key, u, frequency_selection):
+    """Noise of unit power like u [C, V] that only has the frequencies frequency_selection [C, K]."""
     samples = u.shape[-1]
     white = jnp.fft.rfft(jax.random.normal(key, u.shape, u.dtype))
     # A bin stands for two frequencies, but those without an opposite one.
-    twice = np.full(keep.shape[-1], 2.0)
+    twice = np.full(frequency_selection.shape[-1], 2.0)
     twice[0] = 1
     twice[samples // 2 :] = 1 if samples % 2 == 0 else 2
-    share = jnp.sum(keep * twice[None]) / u.size
-    return jnp.fft.irfft(jnp.where(keep, white, 0), samples) / jnp.sqrt(share)
+    share = jnp.sum(frequency_selection * twice[None]) / u.size
+    return jnp.fft.irfft(jnp.where(frequency_selection, white, 0), samples) / jnp.sqrt(
+        share
+    )
 
 
 def signals(

@@ -181,8 +181,8 @@ def write_measurement(
     drive = a.drive_field
     header = dataclasses.replace(
         header,
-        study=mdf.Study(name="Open MPI Data layout", description="simulated"),
-        experiment=mdf.Experiment(
+        study=mdf.StudyInfo(name="Open MPI Data layout", description="simulated"),
+        experiment=mdf.ExperimentInfo(
             name=f"{name} phantom", subject=f"{name} phantom", is_simulation=True
         ),
         tracer=_tracer("phantom", FILLING),
@@ -242,12 +242,12 @@ def write_calibration(
     channels, samples = scanner.channels, scanner.samples
     length, lines = samples // 2 + 1, ny * nz
     frames = grid.size + lines + 1
-    keep = np.ones((channels, length), bool)
+    frequency_selection = np.ones((channels, length), bool)
     planes = []
     for z in np.asarray(grid.axes()[2]):
         # The plane's own delta samples: as many, each as large as the sample is.
         rows = sum(
-            np.asarray(system_matrix.simulate_rows(moved, keep))
+            np.asarray(system_matrix.simulate_rows(moved, frequency_selection))
             for moved in _sub_samples(scanner, float(z), supersampling)
         )
         planes.append(rows.reshape(-1, ny, nx)[:, ::-1] / supersampling**3)
@@ -283,8 +283,8 @@ def write_calibration(
     header = mdf.header(dataclasses.replace(scanner, grid=grid), calibration=True)
     header = dataclasses.replace(
         header,
-        study=mdf.Study(name="Open MPI Data layout", description="simulated"),
-        experiment=mdf.Experiment(name="calibration", is_simulation=True),
+        study=mdf.StudyInfo(name="Open MPI Data layout", description="simulated"),
+        experiment=mdf.ExperimentInfo(name="calibration", is_simulation=True),
         tracer=_tracer("delta sample", DELTA_CONCENTRATION),
         acquisition=dataclasses.replace(
             header.acquisition, frames=frames, averages=_AVERAGES
@@ -322,9 +322,9 @@ def _sub_samples(scanner: Scanner, z: float, count: int) -> Iterator[Scanner]:
         yield dataclasses.replace(scanner, grid=grid)
 
 
-def _tracer(batch: str, concentration: float) -> mdf.Tracer:
+def _tracer(batch: str, concentration: float) -> mdf.TracerInfo:
     """Perimag; concentration [mmol/L]."""
-    return mdf.Tracer(
+    return mdf.TracerInfo(
         name=("Perimag",),
         batch=(batch,),
         vendor=("micromod",),

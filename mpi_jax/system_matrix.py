@@ -90,19 +90,21 @@ def _fill(matrix, columns, starts, length):
 
 
 def simulate_rows(
-    scanner: Scanner, keep: np.ndarray, model: str = "tensor"
+    scanner: Scanner, frequency_selection: np.ndarray, model: str = "tensor"
 ) -> Complex[Array, "M P"]:
     """Selected rows of S^ without the time-domain matrix in memory.
 
-    keep [C, K] boolean, see `frequency_selection` and `strongest`; the rows come in the
+    frequency_selection [C, K] boolean, see `frequency_selection` and `strongest`; the rows come in the
     order of `select_rows`. Peak memory stays near the result: some voxels at a time are
     simulated over a whole period and transformed.
     """
     physics.check_model(model)
-    keep = np.asarray(keep)
+    frequency_selection = np.asarray(frequency_selection)
     wanted = (scanner.channels, scanner.samples // 2 + 1)
-    _check_keep(keep, wanted, "channels and rfft bins of the scanner")
-    return _simulate_rows(scanner, np.flatnonzero(keep), model)
+    _check_selection(
+        frequency_selection, wanted, "channels and rfft bins of the scanner"
+    )
+    return _simulate_rows(scanner, np.flatnonzero(frequency_selection), model)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -160,15 +162,19 @@ def _row_energies(scanner, voxels, model):
 def strongest(
     energies: Float[Array | np.ndarray, "C K"],
     count: int,
-    keep: np.ndarray | None = None,
+    frequency_selection: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Boolean [C, K]: the `count` rows of largest energy, among `keep` if given.
+    """Boolean [C, K]: the `count` rows of largest energy, among `frequency_selection` if given.
 
     Raises ValueError where there are fewer than that.
     """
     energies = np.asarray(energies)
-    allowed = np.ones(energies.shape, bool) if keep is None else np.asarray(keep)
-    _check_keep(allowed, energies.shape, "the energies")
+    allowed = (
+        np.ones(energies.shape, bool)
+        if frequency_selection is None
+        else np.asarray(frequency_selection)
+    )
+    _check_selection(allowed, energies.shape, "the energies")
     if not 1 <= count <= allowed.sum():
         raise ValueError(
             f"count: expected 1 to {allowed.sum()} rows (as many may be kept), got {count}"
@@ -231,31 +237,37 @@ def _to_frequency(matrix):
 
 def select_rows(
     spectra: Complex[Array | np.ndarray, "*axes"],
-    keep: np.ndarray,
+    frequency_selection: np.ndarray,
     axis: int = -1,
 ) -> Inexact[Array, "*rest"]:
     """Rows for a solver: flatten (channel, frequency) at `axis` - 1, `axis` and select.
 
-    keep [C, K] boolean. S^ [C, K, P] with axis=1 gives [M, P]; u^ [..., C, K] with
+    frequency_selection [C, K] boolean. S^ [C, K, P] with axis=1 gives [M, P]; u^ [..., C, K] with
     axis=-1 gives [..., M]. Both use one row order: frequency fastest, then channel.
     """
     spectra = jnp.asarray(spectra)
     axis = axis % spectra.ndim
-    _check_keep(keep, spectra.shape[axis - 1 : axis + 1], "the spectra")
-    flat = spectra.reshape(
-        *spectra.shape[: axis - 1], keep.size, *spectra.shape[axis + 1 :]
+    _check_selection(
+        frequency_selection, spectra.shape[axis - 1 : axis + 1], "the spectra"
     )
-    return jnp.take(flat, np.flatnonzero(keep), axis=axis - 1)
+    flat = spectra.reshape(
+        *spectra.shape[: axis - 1], frequency_selection.size, *spectra.shape[axis + 1 :]
+    )
+    return jnp.take(flat, np.flatnonzero(frequency_selection), axis=axis - 1)
 
 
-def _check_keep(keep: np.ndarray, shape: tuple[int, ...], like: str) -> None:
-    if keep.shape != tuple(shape) or keep.dtype != bool:
+def _check_selection(
+    frequency_selection: np.ndarray, shape: tuple[int, ...], like: str
+) -> None:
+    if frequency_selection.shape != tuple(shape) or frequency_selection.dtype != bool:
         raise ValueError(
-            f"keep: expected shape {tuple(shape)} like {like}, boolean; got "
-            f"{keep.shape}, {keep.dtype}"
+            f"frequency_selection: expected shape {tuple(shape)} like {like}, boolean; got "
+            f"{frequency_selection.shape}, {frequency_selection.dtype}"
         )
-    if not np.any(keep):
-        raise ValueError("keep: expected at least one selected frequency, got none")
+    if not np.any(frequency_selection):
+        raise ValueError(
+            "frequency_selection: expected at least one selected frequency, got none"
+        )
 
 
 def frequency_selection(
@@ -266,10 +278,10 @@ def frequency_selection(
     A periodic signal induces no DC. Raises ValueError where nothing is left.
     """
     f = scanner.frequencies()
-    keep = (f >= min_frequency) & (f <= max_frequency) & (f > 0)
-    if not keep.any():
+    selected = (f >= min_frequency) & (f <= max_frequency) & (f > 0)
+    if not selected.any():
         raise ValueError(
             f"min_frequency, max_frequency: expected a band that holds some of the "
             f"frequencies up to {f[-1]:g} Hz, got {min_frequency:g} to {max_frequency:g} Hz"
         )
-    return np.tile(keep, (scanner.channels, 1))
+    return np.tile(selected, (scanner.channels, 1))

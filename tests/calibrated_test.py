@@ -64,9 +64,12 @@ def known(folder, config):
 
 
 def test_the_matrix_has_the_rows_of_prepare(folder, config):
-    matrix, keep = data.calibrated.matrix(config)
+    matrix, frequency_selection = data.calibrated.matrix(config)
     assert matrix.shape == (2, 1632, 32 * 32) and matrix.dtype == np.float32
-    assert keep.shape == (2, 817) and 100 < keep.sum() < keep.size
+    assert (
+        frequency_selection.shape == (2, 817)
+        and 100 < frequency_selection.sum() < frequency_selection.size
+    )
     settings = Preprocessing(
         min_frequency=80e3,
         channels=(0, 1),
@@ -81,24 +84,28 @@ def test_the_matrix_has_the_rows_of_prepare(folder, config):
     shape = mdf.read(folder / "shape.mdf")
     system = preprocess.prepare(data.calibrated.read(config), shape, settings)
     spectra = np.fft.rfft(matrix, axis=1)
-    np.testing.assert_array_equal(keep, system.keep[:2])
-    np.testing.assert_allclose(spectra[keep], system.rows, atol=2e-5)
-    assert np.abs(spectra[~keep]).max() < 2e-5
+    np.testing.assert_array_equal(frequency_selection, system.frequency_selection[:2])
+    np.testing.assert_allclose(
+        spectra[frequency_selection], system.system_matrix, atol=2e-5
+    )
+    assert np.abs(spectra[~frequency_selection]).max() < 2e-5
     # The measurement's periods without offset are found by themselves.
     u = data.calibrated.voltage(config, shape)
     assert u.shape == (1, 2, 1632)
     spectra = np.fft.rfft(u)
-    largest = np.abs(system.data).max()
-    np.testing.assert_allclose(spectra[:, keep], system.data, atol=1e-5 * largest)
-    assert np.abs(spectra[:, ~keep]).max() < 1e-5 * largest
+    largest = np.abs(system.measurement).max()
+    np.testing.assert_allclose(
+        spectra[:, frequency_selection], system.measurement, atol=1e-5 * largest
+    )
+    assert np.abs(spectra[:, ~frequency_selection]).max() < 1e-5 * largest
 
 
 @pytest.mark.parametrize("slab", [0, 1])
 def test_the_matrix_by_scipy(config, slab):
     config = changed(config, slab=slab, background="mean", pixels=16)
-    matrix, keep = data.calibrated.matrix(config)
+    matrix, frequency_selection = data.calibrated.matrix(config)
     file = data.calibrated.read(config)
-    rows, start = 0, np.concatenate([keep, np.zeros((1, 817), bool)])
+    rows, start = 0, np.concatenate([frequency_selection, np.zeros((1, 817), bool)])
     for plane in range(4 - slab, 5 + slab):
         voxels = mdf.voxel_order(file)[plane].reshape(-1)
         part = mdf.system_matrix(file, start, voxels=voxels)[0]
@@ -108,7 +115,7 @@ def test_the_matrix_by_scipy(config, slab):
     at = np.stack(np.meshgrid(new[::-1], new, indexing="ij"), -1)
     expected = RegularGridInterpolator((centres, centres), image)(at).reshape(256, -1).T
     expected = expected / np.abs(expected).max()
-    found = np.fft.rfft(matrix, axis=1)[keep]
+    found = np.fft.rfft(matrix, axis=1)[frequency_selection]
     np.testing.assert_allclose(found, expected, atol=2e-5)
     grid = data.calibrated.scanner_of(config).grid
     np.testing.assert_allclose(
@@ -130,13 +137,13 @@ def test_a_known_image_comes_back(config, known):
 
 
 def test_noise_has_the_rows_of_the_signal():
-    keep = np.zeros((2, 817), bool)
-    keep[0, 20:400], keep[1, [0, 30, 816]] = True, True
+    frequency_selection = np.zeros((2, 817), bool)
+    frequency_selection[0, 20:400], frequency_selection[1, [0, 30, 816]] = True, True
     u = np.zeros((2, 1632), np.float32)
     keys = jax.random.split(jax.random.key(0), 40)
-    noise = np.stack([band_noise(key, u, keep) for key in keys])
+    noise = np.stack([band_noise(key, u, frequency_selection) for key in keys])
     spectra = np.fft.rfft(noise)
-    assert np.abs(spectra[:, ~keep]).max() < 1e-3 * np.abs(spectra).max()
+    assert np.abs(spectra[:, ~frequency_selection]).max() < 1e-3 * np.abs(spectra).max()
     assert np.mean(noise**2) == pytest.approx(1.0, rel=0.02)
     power = np.mean(np.abs(spectra) ** 2, axis=0)
     assert power[0, 20:210].mean() == pytest.approx(power[0, 210:400].mean(), rel=0.05)

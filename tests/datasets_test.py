@@ -150,12 +150,12 @@ def test_files_and_stream_give_the_same_batches(built):
     np.testing.assert_array_equal(shares, whole.image.reshape(16, 32, 32))
 
     config = configs.get("test")
-    operator = data.simulator(config)
+    forward = data.simulator(config)
     observe = jax.jit(data.observe)
     levels, key = jnp.array([20.0, 60.0]), jax.random.key(3)
     ours, theirs = (
         observe(
-            operator, jax.tree.map(lambda a: jnp.asarray(a[3]), made), 70, levels, key
+            forward, jax.tree.map(lambda a: jnp.asarray(a[3]), made), 70, levels, key
         )
         for made in (files(4)[1], stream(4)[1])
     )

@@ -35,14 +35,14 @@ def small(config):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def operator(small):
+def forward(small):
     return data.build(small)
 
 
 @pytest.fixture(scope="module")
-def runs(small, operator, tmp_path_factory):
+def runs(small, forward, tmp_path_factory):
     """Work folders of an untrained dual-task and an untrained single-task network."""
-    inputs = data.inputs(operator, jnp.zeros((1, 2, 1632)))
+    inputs = data.inputs(forward, jnp.zeros((1, 2, 1632)))
     folders = []
     for name in ("open_mpi", "open_mpi_single"):
         own = dataclasses.replace(small, generator=configs.get(name).generator)
@@ -54,27 +54,27 @@ def runs(small, operator, tmp_path_factory):
     return folders
 
 
-def test_examples_are_signals_of_the_file(small, operator):
-    matrix, keep = data.calibrated.matrix(small)
-    made = data.draw(operator, "train", 0, 6, np.inf)
+def test_examples_are_signals_of_the_file(small, forward):
+    matrix, frequency_selection = data.calibrated.matrix(small)
+    made = data.draw(forward, "train", 0, 6, np.inf)
     u = np.einsum("cvp,np->ncv", matrix, np.asarray(made.image).reshape(6, -1))
     np.testing.assert_allclose(made.voltage, u, atol=1e-4 * np.abs(u).max())
-    noisy = data.draw(operator, "train", 0, 6, 20.0)
+    noisy = data.draw(forward, "train", 0, 6, 20.0)
     noise = np.asarray(noisy.voltage) - np.asarray(made.voltage)
     snr = 10 * np.log10(np.mean(u**2, (1, 2)) / np.mean(noise**2, (1, 2)))
     np.testing.assert_allclose(snr, 20.0, atol=0.5)
-    outside = np.abs(np.fft.rfft(noise)[:, ~keep]).max()
+    outside = np.abs(np.fft.rfft(noise)[:, ~frequency_selection]).max()
     assert outside < 1e-3 * np.abs(np.fft.rfft(noise)).max()
 
 
-def test_classical_methods_take_the_file(small, operator):
-    p = problem.problem(small, operator)
+def test_classical_methods_take_the_file(small, forward):
+    p = problem.problem(small, forward)
     assert p.rows.shape == (data.calibrated.matrix(small)[1].sum(), 32 * 32)
     with pytest.raises(ValueError, match="method xspace: expected a simulated scanner"):
         classical.xspace_solver(p)
 
 
-def test_figure(small, operator, runs, folder, tmp_path, capsys):  # noqa: F811
+def test_figure(small, forward, runs, folder, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "figure"
     words = ["figure3", "--phantoms", "shape", "--runs", *map(str, runs)]
     words += ["--measurements", str(folder / "shape.mdf"), "--out", str(out)]
@@ -98,9 +98,12 @@ def test_figure(small, operator, runs, folder, tmp_path, capsys):  # noqa: F811
     file = data.calibrated.read(small)
     system = preprocess.prepare(file, mdf.read(folder / "shape.mdf"), settings)
     # Networks and solvers get each channel in the unit of its training signals.
-    channel = np.nonzero(np.asarray(system.keep))[0]
-    unit = np.asarray(operator.scale)[channel, 0]
-    scaled, right = np.asarray(system.rows) / unit[:, None], system.data / unit[None]
+    channel = np.nonzero(np.asarray(system.frequency_selection))[0]
+    unit = np.asarray(forward.scale)[channel, 0]
+    scaled, right = (
+        np.asarray(system.system_matrix) / unit[:, None],
+        system.measurement / unit[None],
+    )
     image = kaczmarz.solve(scaled, right, lam=0.01, iterations=10)
     expected = np.asarray(image).reshape(32, 32) * open_mpi.unit(file)
     error = np.abs(arrays["image_0"][0] - expected).max()

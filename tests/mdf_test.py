@@ -292,10 +292,12 @@ def test_every_layout(made, fourier, fast, dtype, chunks):
     np.testing.assert_allclose(part, volts[[1, 4]], **tolerance)
     f = np.fft.rfft(volts)
     np.testing.assert_allclose(mdf.spectra(file), f, **tolerance)
-    keep = np.zeros((C, K), bool)
-    keep[0, [0, 2, 6]] = keep[1, [3, 0]] = True
+    frequency_selection = np.zeros((C, K), bool)
+    frequency_selection[0, [0, 2, 6]] = frequency_selection[1, [3, 0]] = True
     rows = np.concatenate([f[:, :, 0, [0, 2, 6]], f[:, :, 1, [0, 3]]], axis=-1)
-    got = mdf.spectra(file, keep=keep, frames=[3, 1], periods=[1, 0])
+    got = mdf.spectra(
+        file, frequency_selection=frequency_selection, frames=[3, 1], periods=[1, 0]
+    )
     np.testing.assert_allclose(got, rows[[3, 1]][:, [1, 0]], **tolerance)
 
 
@@ -318,13 +320,13 @@ def test_frequency_selection(made, fast):
     assert file.measurement.frequency_selection.tolist() == picked.tolist()
     f = np.fft.rfft(FACTOR[:, :1] * samples() + FACTOR[:, 1:])
     np.testing.assert_allclose(mdf.spectra(file), f[..., [0, 2, 5]], rtol=1e-9)
-    keep = np.zeros((C, K), bool)
-    keep[1, [0, 5]] = True
-    got = mdf.spectra(file, keep=keep)
+    frequency_selection = np.zeros((C, K), bool)
+    frequency_selection[1, [0, 5]] = True
+    got = mdf.spectra(file, frequency_selection=frequency_selection)
     np.testing.assert_allclose(got, f[:, :, 1, [0, 5]], rtol=1e-9)
-    keep[0, 1] = True
-    with pytest.raises(ValueError, match="keep"):
-        mdf.spectra(file, keep=keep)
+    frequency_selection[0, 1] = True
+    with pytest.raises(ValueError, match="frequency_selection"):
+        mdf.spectra(file, frequency_selection=frequency_selection)
     with pytest.raises(ValueError, match="frequencies"):
         mdf.signals(file)
 
@@ -353,14 +355,16 @@ def test_system_matrix_rows_and_columns(made):
     stored = content["/measurement/data"]
     file = mdf.read(made(content))
     np.testing.assert_array_equal(mdf.system_matrix(file), stored.reshape(J, C * K, -1))
-    keep = np.random.default_rng(0).random((C, K)) < 0.5
-    np.testing.assert_array_equal(mdf.system_matrix(file, keep), stored[:, keep])
+    frequency_selection = np.random.default_rng(0).random((C, K)) < 0.5
+    np.testing.assert_array_equal(
+        mdf.system_matrix(file, frequency_selection), stored[:, frequency_selection]
+    )
     columns = [11, 3, 4, *range(12, 16)]
-    got = mdf.system_matrix(file, keep, periods=1, voxels=[11, 3, 4])
-    np.testing.assert_array_equal(got, stored[1:, keep][..., columns])
+    got = mdf.system_matrix(file, frequency_selection, periods=1, voxels=[11, 3, 4])
+    np.testing.assert_array_equal(got, stored[1:, frequency_selection][..., columns])
     with pytest.raises(ValueError, match="voxels"):
         mdf.system_matrix(file, voxels=[12])
-    with pytest.raises(ValueError, match="keep"):
+    with pytest.raises(ValueError, match="frequency_selection"):
         mdf.system_matrix(file, np.zeros((C, K), bool))
 
 
@@ -522,9 +526,9 @@ def test_compressed_rows_are_expanded(made, kind, order):
     full[:, :, 0] += V * FACTOR[:, 1:]
     got = mdf.system_matrix(file)
     np.testing.assert_allclose(got, full.reshape(J, C * K, -1), atol=1e-12)
-    keep = rng.random((C, K)) < 0.5
-    got = mdf.system_matrix(file, keep, voxels=[20, 3], periods=[1])
-    expected = full[1:, keep][..., [20, 3, 24, 25, 26]]
+    frequency_selection = rng.random((C, K)) < 0.5
+    got = mdf.system_matrix(file, frequency_selection, voxels=[20, 3], periods=[1])
+    expected = full[1:, frequency_selection][..., [20, 3, 24, 25, 26]]
     np.testing.assert_allclose(got, expected, atol=1e-12)
     np.testing.assert_allclose(
         mdf.spectra(file), full.transpose(3, 0, 1, 2), atol=1e-12
@@ -696,10 +700,12 @@ def test_version_1_calibration(made, patches):
     assert file.measurement.is_background_corrected
     assert file.calibration.snr.shape == (patches, C, K)
     expected = (rows @ [1, 1j]).reshape(patches, C * K, 12)
-    keep = np.ones((C, K), bool)
-    keep[0, 2] = False
-    got = mdf.system_matrix(file, keep, voxels=[3, 4])
-    np.testing.assert_array_equal(got, expected[:, keep.ravel()][..., [3, 4]])
+    frequency_selection = np.ones((C, K), bool)
+    frequency_selection[0, 2] = False
+    got = mdf.system_matrix(file, frequency_selection, voxels=[3, 4])
+    np.testing.assert_array_equal(
+        got, expected[:, frequency_selection.ravel()][..., [3, 4]]
+    )
     got = mdf.correct_background(file, mdf.system_matrix(file))
     np.testing.assert_array_equal(got, expected)
 
@@ -1235,14 +1241,14 @@ def test_a_33_gigabyte_calibration_is_read_by_rows(tmp_path, made, chunks):
         data[1, 1, 20000, 18 * 37**2 + 5] = 3 + 4j
         data[1, 1, 20000, -1] = 5
         assert data.size * 8 > 33e9
-    keep = np.zeros((C, rows), bool)
-    keep[1, [50, 20000, 20001]] = True
-    keep[0, ::9000] = True
+    frequency_selection = np.zeros((C, rows), bool)
+    frequency_selection[1, [50, 20000, 20001]] = True
+    frequency_selection[0, ::9000] = True
     tracemalloc.start()
     file = mdf.read(path)
-    got = mdf.system_matrix(file, keep, periods=1)
+    got = mdf.system_matrix(file, frequency_selection, periods=1)
     plane = mdf.voxel_order(file)[18]
-    part = mdf.system_matrix(file, keep, periods=1, voxels=plane.ravel())
+    part = mdf.system_matrix(file, frequency_selection, periods=1, voxels=plane.ravel())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert got.shape == (1, 6, 37**3 + background) and np.count_nonzero(got) == 2

@@ -59,7 +59,7 @@ def test_closed_forms():
 def test_identical_images_are_perfect(pair):
     _, truth = pair
     mask = truth > 0.5
-    values = metrics.measure(truth, truth, mask, mask, 1.0)
+    values = metrics.scores(truth, truth, mask, mask, 1.0)
     assert np.all(np.isposinf(values.pop("psnr")))
     perfect = {"mse": 0, "rmse": 0, "nrmse": 0, "ssim": 1, "dice": 1, "iou": 1}
     assert values.keys() == perfect.keys()
@@ -112,7 +112,7 @@ def test_jit_and_vmap_change_nothing(pair):
     arguments = (image, truth, image > 0.5, truth > 0.5)
 
     def measure(*arrays):
-        return metrics.measure(*arrays, 1.0)
+        return metrics.scores(*arrays, 1.0)
 
     plain = measure(*arguments)
     for variant in (jax.jit(measure), jax.vmap(measure), jax.jit(jax.vmap(measure))):
@@ -150,7 +150,7 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="at least 11 pixels.* 10 x 16"):
         metrics.ssim(image[:, :10], image[:, :10], 1.0)
     with pytest.raises(ValueError, match="image, mask"):
-        metrics.measure(image, image, mask[:1], mask[:1], 1.0)
+        metrics.scores(image, image, mask[:1], mask[:1], 1.0)
     with pytest.raises(ValueError, match="values"):
         metrics.summary(np.zeros(0))
     with pytest.raises(ValueError, match="data_range"):

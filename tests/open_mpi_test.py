@@ -233,9 +233,9 @@ def test_calibration_file(files):
 
     # Second route: the voltage of one filled voxel, by the time-domain simulation.
     scanner = open_mpi.sequence_scanner("open_mpi_1d")
-    keep = np.zeros((3, 52), bool)
-    keep[0, 2:20] = True
-    rows = mdf.system_matrix(file, keep)
+    frequency_selection = np.zeros((3, 52), bool)
+    frequency_selection[0, 2:20] = True
+    rows = mdf.system_matrix(file, frequency_selection)
     rows = mdf.correct_background(file, rows)[0][:, mdf.voxel_order(file)]
     image = np.zeros(scanner.grid.shape)
     image[10, 4, 7] = 1

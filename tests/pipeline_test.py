@@ -108,18 +108,21 @@ def plain(tmp_path):
 
 def same(system, rows, data, tolerance=1e-12):
     """Equal rows and data but for one common factor."""
-    unit, own = np.linalg.norm(rows), np.linalg.norm(system.rows)
-    assert np.shape(system.rows) == rows.shape and np.shape(system.data) == data.shape
-    np.testing.assert_allclose(system.rows / own, rows / unit, atol=tolerance)
+    unit, own = np.linalg.norm(rows), np.linalg.norm(system.system_matrix)
+    assert (
+        np.shape(system.system_matrix) == rows.shape
+        and np.shape(system.measurement) == data.shape
+    )
+    np.testing.assert_allclose(system.system_matrix / own, rows / unit, atol=tolerance)
     limit = tolerance * max(1, np.linalg.norm(data) / unit)
-    np.testing.assert_allclose(system.data / own, data / unit, atol=limit)
+    np.testing.assert_allclose(system.measurement / own, data / unit, atol=limit)
 
 
-def spectra(u, keep=ALL):
+def spectra(u, frequency_selection=ALL):
     """[..., C, V] -> [..., M], a loop over channels and then frequencies."""
     columns = []
     for c, k in itertools.product(range(C), range(K)):
-        if keep[c, k]:
+        if frequency_selection[c, k]:
             wave = np.exp(-2j * np.pi * k * np.arange(V) / V)
             columns.append(u[..., c, :] @ wave)
     return np.stack(columns, axis=-1)
@@ -167,11 +170,13 @@ def test_row_selection(tmp_path, settings, wanted):
         measurement(tmp_path / "m.mdf", U[:1]),
     )
     system = preprocess.prepare(*files, Preprocessing(**settings))
-    keep = np.array([[wanted(c, k) for k in range(K)] for c in range(C)])
-    assert 0 < keep.sum() < C * K
-    np.testing.assert_array_equal(system.keep, keep)
-    rows = np.stack([S[c, k] for c in range(C) for k in range(K) if keep[c, k]])
-    same(system, rows, spectra(U[:1].mean(1), keep))
+    frequency_selection = np.array([[wanted(c, k) for k in range(K)] for c in range(C)])
+    assert 0 < frequency_selection.sum() < C * K
+    np.testing.assert_array_equal(system.frequency_selection, frequency_selection)
+    rows = np.stack(
+        [S[c, k] for c in range(C) for k in range(K) if frequency_selection[c, k]]
+    )
+    same(system, rows, spectra(U[:1].mean(1), frequency_selection))
 
 
 def test_ratio_computed_from_background_frames(tmp_path):
@@ -200,7 +205,7 @@ def test_only_the_selected_rows_are_read(tmp_path):
     system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.24e6))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(system.rows) == 14 and peak < size / 4
+    assert len(system.system_matrix) == 14 and peak < size / 4
 
 
 # --- The system matrix
@@ -292,7 +297,9 @@ def test_the_same_concentration_on_a_finer_grid(tmp_path):
         measurement__is_fourier_transformed=True,
     )
     system = preprocess.prepare(a, b, Preprocessing(shape=(6, 6, 8)))
-    np.testing.assert_allclose(system.rows @ np.ones(288), system.data[0], rtol=1e-10)
+    np.testing.assert_allclose(
+        system.system_matrix @ np.ones(288), system.measurement[0], rtol=1e-10
+    )
 
 
 # --- The measurement
@@ -468,16 +475,16 @@ def test_spectra_as_measurement(tmp_path, plain):
     same(preprocess.prepare(a, b), S.reshape(C * K, -1), expected)
 
     chosen = np.array([3, 4, 9, 12])
-    keep = np.zeros((C, K), bool)
-    keep[:, chosen] = True
+    frequency_selection = np.zeros((C, K), bool)
+    frequency_selection[:, chosen] = True
     picked = dict(measurement__frequency_selection=chosen)
     small = calibration(tmp_path / "s.mdf", S[:, chosen], **picked)
-    data = spectra(U[~EMPTY].mean(1), keep)
+    data = spectra(U[~EMPTY].mean(1), frequency_selection)
     for part in (
         measurement(tmp_path / "h.mdf", Y[..., chosen], EMPTY, **flags, **picked),
         b,
     ):
-        same(preprocess.prepare(small, part), S[keep], data)
+        same(preprocess.prepare(small, part), S[frequency_selection], data)
     # A measurement that lacks frequencies is refused, unless they are not in use.
     part = measurement(tmp_path / "h.mdf", Y[..., chosen], EMPTY, **flags, **picked)
     with pytest.raises(ValueError, match="frequency selection: measurement lacks 17"):
@@ -487,9 +494,11 @@ def test_spectra_as_measurement(tmp_path, plain):
         max_frequency=250e3,
         tolerate=("frequency selection",),
     )
-    keep[:, [9, 12]] = False
+    frequency_selection[:, [9, 12]] = False
     system = preprocess.prepare(a, part, band)
-    same(system, S[keep], spectra(U[~EMPTY].mean(1), keep))
+    same(
+        system, S[frequency_selection], spectra(U[~EMPTY].mean(1), frequency_selection)
+    )
     with pytest.raises(ValueError, match="expected a time signal"):
         preprocess.prepare(a, b, Preprocessing(spectral_leakage=True))
 
@@ -558,23 +567,26 @@ def test_transfer_function(tmp_path):
         b = measurement(
             tmp_path / "l.mdf", np.fft.rfft(u)[..., chosen], **{name: other}, **flags
         )
-        keep = np.zeros((C, K), bool)
-        keep[:, chosen] = True
+        frequency_selection = np.zeros((C, K), bool)
+        frequency_selection[:, chosen] = True
         system = preprocess.prepare(a, b, yes)
         same(
             system,
-            S[keep] / FUNCTION[keep][:, None],
-            spectra(u.mean(1), keep) / other[keep],
+            S[frequency_selection] / FUNCTION[frequency_selection][:, None],
+            spectra(u.mean(1), frequency_selection) / other[frequency_selection],
         )
 
     zero = np.where(np.arange(K) == 0, 0, FUNCTION)
     pair = files({name: zero}, {name: other})
     with pytest.raises(ValueError, match="expected finite numbers other than 0"):
         preprocess.prepare(*pair, yes)
-    keep = ALL.copy()
-    keep[:, 0] = False
+    frequency_selection = ALL.copy()
+    frequency_selection[:, 0] = False
     band = dataclasses.replace(yes, min_frequency=1e3)
-    divided = S[keep] / zero[keep][:, None], spectra(u.mean(1), keep) / other[keep]
+    divided = (
+        S[frequency_selection] / zero[frequency_selection][:, None],
+        spectra(u.mean(1), frequency_selection) / other[frequency_selection],
+    )
     same(preprocess.prepare(*pair, band), *divided)
 
 
@@ -607,10 +619,13 @@ def test_weights(plain):
 def test_weighted_equals_an_explicit_product(method):
     rows, data = noise(20, 18, 6, kind=complex), noise(21, 2, 18, kind=complex)
     weights = np.random.default_rng(22).uniform(size=18)
-    keep, grid = np.ones((1, 18), bool), scanner.Grid((2, 3), (1.0, 1.0, 1.0))
-    one = preprocess.System(rows, data, weights, keep, grid)
+    frequency_selection, grid = (
+        np.ones((1, 18), bool),
+        scanner.Grid((2, 3), (1.0, 1.0, 1.0)),
+    )
+    one = preprocess.System(rows, data, weights, frequency_selection, grid)
     product = weights[:, None] * rows, weights * data
-    two = preprocess.System(*product, None, keep, grid)
+    two = preprocess.System(*product, None, frequency_selection, grid)
     np.testing.assert_allclose(
         linear.reconstruct(one, method), linear.reconstruct(two, method), atol=1e-12
     )
@@ -620,7 +635,7 @@ def test_noise_of_the_data(plain):
     settings = Preprocessing(background="mean", frame_average=2)
     system = preprocess.prepare(*plain, settings)
     level = np.std(spectra(U[EMPTY].mean(1)), axis=0) / np.sqrt(2)
-    unit = np.linalg.norm(S) / np.linalg.norm(system.rows)
+    unit = np.linalg.norm(S) / np.linalg.norm(system.system_matrix)
     np.testing.assert_allclose(system.noise * unit, level, rtol=1e-10)
     assert preprocess.prepare(*plain).noise is None
 
@@ -642,8 +657,8 @@ def test_joint_background_is_the_joint_minimiser(plain):
         # The Schur complement of d in the normal equations of [S, B].
         inner = np.linalg.inv(B.conj().T @ B + penalty * np.eye(3))
         project = np.eye(C * K) - B @ inner @ B.conj().T
-        made = system.rows.conj().T @ np.asarray(system.data).T
-        gram = system.rows.conj().T @ system.rows
+        made = system.system_matrix.conj().T @ np.asarray(system.measurement).T
+        gram = system.system_matrix.conj().T @ system.system_matrix
         wanted = rows.conj().T @ project @ rows
         ratio = np.linalg.norm(gram) / np.linalg.norm(wanted)
         np.testing.assert_allclose(
@@ -699,7 +714,9 @@ def test_patches_equal_simulated_shifts(tmp_path, start):
     used = np.tile((np.arange(K) > 0) & (np.arange(K) < 20), 4 * C)
     system = preprocess.prepare(a, b, settings)
     same(system, rows[used], (rows @ c)[None, used], 1e-6)
-    np.testing.assert_allclose(system.rows @ c, system.data[0], atol=1e-6)
+    np.testing.assert_allclose(
+        system.system_matrix @ c, system.measurement[0], atol=1e-6
+    )
     assert system.grid.shape == (6, 8)
     np.testing.assert_allclose(system.grid.centre, centre, atol=1e-12)
     np.testing.assert_allclose(system.grid.pitch, PITCH)
@@ -726,8 +743,10 @@ def test_periods_joined_to_one_of_the_calibration(tmp_path, settings, long):
         preprocess.prepare(a, b)
     settings = Preprocessing(period_grouping=3, sidebands=1, **settings)
     system = preprocess.prepare(a, b, settings)
-    keep = np.tile([k % 3 < 2 or k % 3 == 2 for k in range(61)], (C, 1))
-    np.testing.assert_array_equal(system.keep, keep)  # +-1 of multiples of 3: all
+    frequency_selection = np.tile([k % 3 < 2 or k % 3 == 2 for k in range(61)], (C, 1))
+    np.testing.assert_array_equal(
+        system.frequency_selection, frequency_selection
+    )  # +-1 of multiples of 3: all
     centre = preprocess.select(a, Preprocessing(period_grouping=3, sidebands=0))
     np.testing.assert_array_equal(np.flatnonzero(centre[0]), np.arange(0, 61, 3))
     joined = np.fft.rfft(u.reshape(2, 3, 3, C, V).swapaxes(2, 3).reshape(2, 3, C, -1))
@@ -754,7 +773,7 @@ def test_sparse_rows(tmp_path, plain):
     a = calibration(tmp_path / "s.mdf", S)
     volume = S.reshape(-1, NY, NX)
     terms = scipy.fft.dctn(volume, axes=(1, 2), norm="ortho").reshape(len(volume), -1)
-    data = preprocess.prepare(a, b).data
+    data = preprocess.prepare(a, b).measurement
     for settings, left in [
         ({"sparse_reduction": 0.25}, np.argsort(np.argsort(-np.abs(terms))) < 3),
         (
@@ -766,9 +785,9 @@ def test_sparse_rows(tmp_path, plain):
         system = preprocess.prepare(a, b, Preprocessing(**settings))
         back = np.where(left, terms, 0).reshape(volume.shape)
         rows = scipy.fft.idctn(back, axes=(1, 2), norm="ortho").reshape(terms.shape)
-        unit = np.linalg.norm(rows) / np.linalg.norm(system.rows)
-        np.testing.assert_allclose(system.rows, rows / unit, atol=1e-12)
-        assert data.shape == system.data.shape
+        unit = np.linalg.norm(rows) / np.linalg.norm(system.system_matrix)
+        np.testing.assert_allclose(system.system_matrix, rows / unit, atol=1e-12)
+        assert data.shape == system.measurement.shape
     with pytest.raises(ValueError, match="sparse_reduction: expected at least"):
         preprocess.prepare(a, b, Preprocessing(sparse_reduction=0.01))
 
@@ -783,7 +802,7 @@ def test_noise_from_the_periods_of_one_empty_frame(tmp_path):
     system = preprocess.prepare(
         a, b, Preprocessing(min_frequency=1.0, background="mean", period_average=n)
     )
-    unit = np.linalg.norm(S[:, 1:]) / np.linalg.norm(system.rows)
+    unit = np.linalg.norm(S[:, 1:]) / np.linalg.norm(system.system_matrix)
     level = unit * system.noise.reshape(C, -1)[:, :-1]  # all but Nyquist
     wanted = np.sqrt(V / n) * np.array([1, 3])
     np.testing.assert_allclose(
@@ -815,8 +834,8 @@ def test_fractional_shifts_are_close_and_their_sign_matters(tmp_path):
         )
         system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
         assert system.grid.shape == (9, 11)
-        error = system.rows @ smooth(system.grid) - system.data[0]
-        return np.linalg.norm(error) / np.linalg.norm(system.data)
+        error = system.system_matrix @ smooth(system.grid) - system.measurement[0]
+        return np.linalg.norm(error) / np.linalg.norm(system.measurement)
 
     assert misfit(offsets) < 0.05
     assert misfit(-offsets) > 0.3
@@ -863,7 +882,7 @@ def test_layers_by_moving_the_object(tmp_path):
         background="mean", period_average=2, channel_weights=(1.0, 3.0)
     )
     system = preprocess.prepare(a, b, twice)
-    assert len(system.rows) == 6 * C * K
+    assert len(system.system_matrix) == 6 * C * K
     np.testing.assert_array_equal(system.weights, np.tile(np.repeat([1, 3], K), 6))
     with pytest.raises(ValueError, match="period_average: expected periods of one off"):
         preprocess.prepare(a, b, Preprocessing(period_average=3))
@@ -887,7 +906,7 @@ def test_several_tracers(tmp_path):
         calibration(tmp_path / f"{n}.mdf", m, calibration__snr=r[None])
         for n, m, r in zip("ab", (one, two), ratios, strict=True)
     ]
-    keep = (ratios > 2).all(0)
+    frequency_selection = (ratios > 2).all(0)
     c = np.random.default_rng(27).uniform(size=(2, NY * NX))
     full = one @ c[0] + two @ c[1]
     full[:, [0, -1]] = full[:, [0, -1]].real
@@ -897,8 +916,8 @@ def test_several_tracers(tmp_path):
         measurement__is_fourier_transformed=True,
     )
     settings = Preprocessing(snr_threshold=2.0, min_frequency=1.0, max_frequency=1.2e6)
-    keep[:, [0, -1]] = False
-    rows = np.concatenate([one[keep], two[keep]], axis=1)
+    frequency_selection[:, [0, -1]] = False
+    rows = np.concatenate([one[frequency_selection], two[frequency_selection]], axis=1)
     system = preprocess.prepare(files, b, settings)
     same(system, rows, (rows @ c.reshape(-1))[None])
     image = linear.reconstruct(system, "tikhonov", lam=1e-12)
@@ -975,7 +994,7 @@ def test_every_method_recovers_a_phantom(phantom, method, single):
     """Of picovolts in single precision, frame by frame."""
     a, b, c = phantom
     system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
-    assert system.rows.dtype == system.data.dtype == np.complex64
+    assert system.system_matrix.dtype == system.measurement.dtype == np.complex64
     image = np.asarray(linear.reconstruct(system, method))
     assert image.shape == (2, *c.shape) and image.min() >= 0
     error = np.linalg.norm(image[0] - c) / np.linalg.norm(c)
@@ -997,8 +1016,8 @@ def test_choice_of_lam(plain):
     system = preprocess.prepare(a, b, Preprocessing(background="mean", row_norm=True))
     lams = np.logspace(0, -5, 6)
     chosen, curve, images = linear.choose_lam(system, "tikhonov", lams)
-    rows = system.weights[:, None] * system.rows
-    data = system.weights * system.data
+    rows = system.weights[:, None] * system.system_matrix
+    data = system.weights * system.measurement
     rows = np.concatenate([rows.real, rows.imag])
     data = np.concatenate([data.real, data.imag], axis=1)
     top = np.linalg.norm(rows, 2) ** 2

@@ -58,17 +58,17 @@ def test_everything_on(monkeypatch, x64, tolerance):
             nrms(u, np.einsum("ctp,bp->bct", matrix, images.reshape(3, -1))) < tolerance
         )
         spectra = np.fft.rfft(matrix, axis=1)
-        keep = rng.random((2, 41)) < 0.5
-        keep[:, [0, -1]] = True  # also bins that have no phase
-        rows = system_matrix.simulate_rows(s, keep)
-        assert nrms(rows, spectra[keep]) < tolerance
+        frequency_selection = rng.random((2, 41)) < 0.5
+        frequency_selection[:, [0, -1]] = True  # also bins that have no phase
+        rows = system_matrix.simulate_rows(s, frequency_selection)
+        assert nrms(rows, spectra[frequency_selection]) < tolerance
         energies = system_matrix.row_energies(s)
         assert nrms(energies, np.mean(np.abs(spectra) ** 2, axis=2)) < tolerance
         some = system_matrix.row_energies(s, stride=2)
         taken = spectra.reshape(2, 41, 2, 5)[:, :, 1:2, 1::2].reshape(2, 41, 2)
         assert nrms(some, np.mean(np.abs(taken) ** 2, axis=2)) < tolerance
         measured = system_matrix.forward(rows, images)
-        assert nrms(measured, np.fft.rfft(u)[:, keep]) < tolerance
+        assert nrms(measured, np.fft.rfft(u)[:, frequency_selection]) < tolerance
 
 
 def test_three_dimensions():
@@ -79,15 +79,20 @@ def test_three_dimensions():
     assert u.shape == (3, 53856)
     energies = system_matrix.row_energies(s)
     band = system_matrix.frequency_selection(s, min_frequency=80e3)
-    keep = system_matrix.strongest(energies, 300, band)
-    assert keep.sum() == 300 and not np.any(keep & ~band)
-    assert np.min(energies[keep]) >= np.max(np.where(band & ~keep, energies, 0))
-    rows = system_matrix.simulate_rows(s, keep)
+    frequency_selection = system_matrix.strongest(energies, 300, band)
+    assert frequency_selection.sum() == 300 and not np.any(frequency_selection & ~band)
+    assert np.min(energies[frequency_selection]) >= np.max(
+        np.where(band & ~frequency_selection, energies, 0)
+    )
+    rows = system_matrix.simulate_rows(s, frequency_selection)
     assert rows.shape == (300, 12) and rows.dtype == jnp.complex64
-    assert nrms(system_matrix.forward(rows, image), np.fft.rfft(u)[keep]) < 1e-5
+    assert (
+        nrms(system_matrix.forward(rows, image), np.fft.rfft(u)[frequency_selection])
+        < 1e-5
+    )
     # Strong rows lie on the lines 528 mx + 561 my + 544 mz of few harmonics: all of the
     # strongest 300 are far above the noise of float32.
-    assert np.min(energies[keep]) > 1e-6 * np.max(energies)
+    assert np.min(energies[frequency_selection]) > 1e-6 * np.max(energies)
 
 
 def test_patches_and_colours():
@@ -160,7 +165,7 @@ def test_peak_memory():
 def test_differentiable(monkeypatch):
     """Rows and time-domain matrix in size spread and relaxation, float64."""
     monkeypatch.setattr(system_matrix, "_CHUNK", 2 * 240 * 3)
-    keep = np.ones((2, 41), bool)
+    frequency_selection = np.ones((2, 41), bool)
 
     @jax.jit
     def energy(tau, diameter):
@@ -168,7 +173,7 @@ def test_differentiable(monkeypatch):
         s = dataclasses.replace(
             s, tracer=dataclasses.replace(s.tracer, core_diameter=diameter)
         )
-        rows = system_matrix.simulate_rows(s, keep)
+        rows = system_matrix.simulate_rows(s, frequency_selection)
         matrix = system_matrix.simulate(s)
         return jnp.sum(jnp.abs(rows) ** 2) + jnp.sum(matrix**2 * weight)
 
@@ -192,15 +197,20 @@ def test_frequency_domain():
         np.fft.rfft(np.asarray(matrix, np.float64), axis=1),
         atol=1e-5 * np.abs(spectra).max(),
     )
-    keep = system_matrix.frequency_selection(s, min_frequency=80e3)
-    assert keep.shape == (2, 817) and not keep[:, s.frequencies() < 80e3].any()
-    rows = system_matrix.select_rows(spectra, keep, axis=1)
+    frequency_selection = system_matrix.frequency_selection(s, min_frequency=80e3)
+    assert (
+        frequency_selection.shape == (2, 817)
+        and not frequency_selection[:, s.frequencies() < 80e3].any()
+    )
+    rows = system_matrix.select_rows(spectra, frequency_selection, axis=1)
     image = np.random.default_rng(2).random((4, 6, 6))
-    u = system_matrix.select_rows(physics.spectrum(physics.voltage(s, image)), keep)
+    u = system_matrix.select_rows(
+        physics.spectrum(physics.voltage(s, image)), frequency_selection
+    )
     product = image.reshape(4, -1) @ np.asarray(rows).T
     assert np.linalg.norm(u - product) < 1e-5 * np.linalg.norm(product)
     # Frequency fastest, then channel.
-    first = np.flatnonzero(keep[0])
+    first = np.flatnonzero(frequency_selection[0])
     np.testing.assert_array_equal(rows[: len(first)], spectra[0][first])
 
 
@@ -213,9 +223,11 @@ def test_bad_input():
         system_matrix.frequency_selection(s, min_frequency=1e9)
     with pytest.raises(ValueError, match="at least one selected"):
         system_matrix.select_rows(np.ones((2, 5), complex), np.zeros((2, 5), bool))
-    with pytest.raises(ValueError, match="keep: expected shape"):
+    with pytest.raises(ValueError, match="frequency_selection: expected shape"):
         system_matrix.select_rows(np.ones((2, 5), complex), np.ones((2, 4), bool))
-    with pytest.raises(ValueError, match=r"keep: expected shape \(2, 817\)"):
+    with pytest.raises(
+        ValueError, match=r"frequency_selection: expected shape \(2, 817\)"
+    ):
         system_matrix.simulate_rows(s, np.ones((2, 816), bool))
     with pytest.raises(ValueError, match="boolean; got"):
         system_matrix.simulate_rows(s, np.ones((2, 817)))

@@ -212,7 +212,7 @@ def test_noise_level_is_that_of_the_part_outside():
     u = (np.random.default_rng(5).normal(size=(200, 400)) * SCALE).astype(np.float32)
     basis = spectral.spectral_basis(S.astype(np.float32), 24)
     u[:100] += (1e3 * u[:100, :24] @ S.T / SCALE).astype(np.float32)
-    found = np.asarray(spectral.noise_level(basis, u)) / SCALE
+    found = np.asarray(spectral.estimate_noise(basis, u)) / SCALE
     # 376 degrees of freedom: 3.6 % a frame, 0.26 % for the mean of 200.
     np.testing.assert_allclose(np.sqrt(np.mean(found**2)), 1, atol=0.01)
     np.testing.assert_allclose(found, 1, atol=0.2)
@@ -451,7 +451,7 @@ def test_solvers_reject():
         "basis": [
             lambda: nonnegative(twisted, u + 0j, iterations=1),
             lambda: tv(twisted, u + 0j),
-            lambda: spectral.noise_level(basis, u),
+            lambda: spectral.estimate_noise(basis, u),
         ],
         "real": [lambda: basis_of(S, 3, real=0)],
         "grid": [lambda: tv(grid=(2, 2)), lambda: tv(grid=(3, 0))],

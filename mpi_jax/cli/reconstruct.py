@@ -140,8 +140,8 @@ def _from_scanner(options, voltage, settings):
     voltage = jnp.asarray(data.check_voltage(scanner, voltage))
     mask = None
     if options.method == "transgan":
-        operator = data.build(config)
-        image, mask = train.predict(generator, params, operator, voltage)
+        forward = data.build(config)
+        image, mask = train.predict(generator, params, forward, voltage)
         mask = None if mask is None else np.asarray(mask > 0, np.uint8)
     else:
         p = problem.problem(config, data.build(config))
@@ -180,14 +180,14 @@ def _from_matrix(options, voltage, settings):
     voltage = voltage.reshape(-1, *matrix.shape[:2])
     scale = np.sqrt(np.mean(np.square(voltage, dtype=np.float64))) or 1.0
     matrix, u = (jnp.asarray(a / scale, jnp.float32) for a in (matrix, voltage))
-    keep = np.ones((matrix.shape[0], matrix.shape[1] // 2 + 1), bool)
-    keep[:, 0] = False  # a periodic signal has no DC
+    frequency_selection = np.ones((matrix.shape[0], matrix.shape[1] // 2 + 1), bool)
+    frequency_selection[:, 0] = False  # a periodic signal has no DC
     spectra = system_matrix.to_frequency(matrix)
     system = preprocess.System(
-        rows=system_matrix.select_rows(spectra, keep, axis=1),
-        data=system_matrix.select_rows(physics.spectrum(u), keep),
+        system_matrix=system_matrix.select_rows(spectra, frequency_selection, axis=1),
+        measurement=system_matrix.select_rows(physics.spectrum(u), frequency_selection),
         weights=None,
-        keep=keep,
+        frequency_selection=frequency_selection,
         grid=scanner.Grid(shape, (1.0, 1.0, 1.0)),  # of unknown size
     )
     return linear.reconstruct(system, options.method, **settings)
@@ -239,7 +239,7 @@ def _reconstruct_mdf(options, settings) -> None:
         tell("solve", 2, 2, {})
     for note in system.notes:
         print(f"note: {note}", file=sys.stderr)
-    rows, voxels = system.rows.shape
+    rows, voxels = system.system_matrix.shape
     grid = system.grid
     about = {
         "method": options.method,

@@ -35,10 +35,10 @@ def simulate(options) -> None:
         raise ValueError("--snr: expected a number of dB or inf, got nan")
     with Progress() as tell:
         tell("build", 0, 1, {})
-        operator = data.simulator(config)
+        forward = data.simulator(config)
         size, parts = min(options.num, 60), []
         for start in range(0, options.num, size):
-            made = data.draw(operator, options.split, options.start + start, size, snr)
+            made = data.draw(forward, options.split, options.start + start, size, snr)
             parts.append([np.asarray(a) for a in made])
             tell("simulate", min(start + size, options.num), options.num, {})
     image, mask, voltage, family = (
@@ -49,14 +49,14 @@ def simulate(options) -> None:
         "image": image,
         "mask": mask.astype(np.uint8),
         "family": np.array(phantoms.FAMILIES)[family],
-        "pixel_size": np.asarray(operator.scanner.grid.pitch)[:2],
+        "pixel_size": np.asarray(forward.scanner.grid.pitch)[:2],
         "about": np.array(
             _about(config, split=options.split, start=options.start, snr_db=snr)
         ),
     }
     if options.system_matrix:
-        arrays["system_matrix"] = np.asarray(operator.matrix)
-        arrays["grid"] = np.array(operator.scanner.grid.shape)
+        arrays["system_matrix"] = np.asarray(forward.matrix)
+        arrays["grid"] = np.array(forward.scanner.grid.shape)
     _files.save_npz(options.out, arrays)
     print(f"{options.out}: {options.num} voltages {voltage.shape[1:]} at {snr:g} dB")
 

@@ -1,6 +1,6 @@
 """A scanner that is known by its calibration file alone: S of one plane, and signals.
 
-    MDF calibration -> `matrix`    S [C, V, P] and its rows in use, keep [C, K]
+    MDF calibration -> `matrix`    S [C, V, P] and its rows in use, frequency_selection [C, K]
     MDF measurement -> `voltage`   u [N, C, V], what S c is compared with
 
 Both have the selected rows of CalibrationConfig and nothing else: spectra that lost their
@@ -105,15 +105,19 @@ def matrix(
     """
     made = scanner_of(config)
     system = preprocess.prepare(read(config), None, preprocessing(config))
-    columns = _in_time(np.asarray(system.rows).T, system.keep, made.samples)
-    keep = system.keep[sorted(config.calibration.channels)]
-    if not keep.any(axis=1).all():
+    columns = _in_time(
+        np.asarray(system.system_matrix).T, system.frequency_selection, made.samples
+    )
+    frequency_selection = system.frequency_selection[
+        sorted(config.calibration.channels)
+    ]
+    if not frequency_selection.any(axis=1).all():
         raise ValueError(
             "calibration.channels: expected rows in each, found none in "
-            f"{[c for c, k in zip(config.calibration.channels, keep, strict=True) if not k.any()]} "
+            f"{[c for c, k in zip(config.calibration.channels, frequency_selection, strict=True) if not k.any()]} "
             f"(snr_threshold {config.calibration.snr_threshold:g})"
         )
-    return np.ascontiguousarray(columns.transpose(1, 2, 0)), keep
+    return np.ascontiguousarray(columns.transpose(1, 2, 0)), frequency_selection
 
 
 def voltage(
@@ -135,21 +139,23 @@ def voltage(
         preprocessing(config), periods=periods, background=background
     )
     system = preprocess.prepare(calibration, measurement, settings)
-    if system.data.shape[1] != system.keep.sum():
+    if system.measurement.shape[1] != system.frequency_selection.sum():
         raise ValueError(
             f"periods: expected those of one offset field, got {periods} with several"
         )
     samples = measurement.acquisition.receiver.samples
-    return _in_time(np.asarray(system.data), system.keep, samples)
+    return _in_time(np.asarray(system.measurement), system.frequency_selection, samples)
 
 
 def _in_time(
-    data: Complex[np.ndarray, "N M"], keep: Bool[np.ndarray, "C K"], samples: int
+    data: Complex[np.ndarray, "N M"],
+    frequency_selection: Bool[np.ndarray, "C K"],
+    samples: int,
 ) -> Float[np.ndarray, "N channels V"]:
     """Signals of the selected rows [N, channels in use, V]."""
-    spectra = np.zeros((len(data), *keep.shape), data.dtype)
-    spectra[:, keep] = data
-    used = spectra[:, keep.any(axis=1)]
+    spectra = np.zeros((len(data), *frequency_selection.shape), data.dtype)
+    spectra[:, frequency_selection] = data
+    used = spectra[:, frequency_selection.any(axis=1)]
     return np.fft.irfft(used, samples).astype(data.real.dtype)
 
 

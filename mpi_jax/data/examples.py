@@ -60,7 +60,7 @@ def pictures(
 
 
 def observe(
-    operator: ForwardModel,
+    forward: ForwardModel,
     pictures: Pictures,
     start: Int[Array, ""] | int,
     snr_db: Float[Array, " 2"],
@@ -71,7 +71,7 @@ def observe(
     snr_db: smallest and largest power SNR [dB], drawn uniformly for each example.
     """
     image = pictures.image.astype(jnp.float32) / 255
-    u = system_matrix.forward(operator.matrix, image)
+    u = system_matrix.forward(forward.matrix, image)
     low, high = snr_db[0], snr_db[1]
     index = start + jnp.arange(len(image))
 
@@ -80,9 +80,11 @@ def observe(
         # An infinite SNR leaves u as it is; inf - inf must not make a NaN of it.
         span = jnp.where(high == low, 0.0, high - low)
         snr = low + span * jax.random.uniform(level)
-        if operator.keep is None:
+        if forward.frequency_selection is None:
             return add_noise(noise, u, snr)
-        return u + noise_level(u, snr) * band_noise(noise, u, operator.keep)
+        return u + noise_level(u, snr) * band_noise(
+            noise, u, forward.frequency_selection
+        )
 
     mask = pictures.mask.astype(jnp.float32)
     return Examples(image, mask, jax.vmap(noisy)(index, u), pictures.family)
@@ -93,7 +95,7 @@ _NOISE_SEED = 2718
 
 
 def draw(
-    operator: ForwardModel,
+    forward: ForwardModel,
     split: str,
     start: int,
     size: int,
@@ -108,8 +110,8 @@ def draw(
     pair = jnp.broadcast_to(jnp.asarray(snr_db, jnp.float32), (2,))
     key = jax.random.key(_NOISE_SEED) if key is None else key
     number = phantoms.SPLITS.index(split)
-    made = draw_pictures(number, start, size, operator.scanner.grid, families)
-    return _observe(operator, made, start, pair, key)
+    made = draw_pictures(number, start, size, forward.scanner.grid, families)
+    return _observe(forward, made, start, pair, key)
 
 
 # What is compiled for one device and any split serves all who draw that many.

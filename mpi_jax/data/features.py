@@ -26,28 +26,28 @@ class Inputs(NamedTuple):
     measured: tuple[Array, Array, Array] | None = None
 
 
-def inputs(operator: ForwardModel, voltage: Float[Array, "B C V"]) -> Inputs:
+def inputs(forward: ForwardModel, voltage: Float[Array, "B C V"]) -> Inputs:
     """Network inputs of measured voltages; nothing but the operator is used of truth."""
-    signal = (voltage / operator.scale[None]).reshape(len(voltage), -1)
-    if operator.basis is None:
+    signal = (voltage / forward.scale[None]).reshape(len(voltage), -1)
+    if forward.basis is None:
         return Inputs(signal, None, None)
     flat = voltage.reshape(len(voltage), -1)
-    shape = (len(voltage), *operator.scanner.grid.shape)
-    tikhonov = spectral.tikhonov(operator.basis, flat, operator.lams)
+    shape = (len(voltage), *forward.scanner.grid.shape)
+    tikhonov = spectral.tikhonov(forward.basis, flat, forward.lams)
     images = jnp.moveaxis(tikhonov.reshape(shape[0], -1, *shape[1:]), 1, -1)
-    coefficients = spectral.project(operator.basis, flat) / operator.basis.scale
-    measured = coefficients, operator.basis.s, operator.basis.V
-    if not operator.iterations:
+    coefficients = spectral.project(forward.basis, flat) / forward.basis.scale
+    measured = coefficients, forward.basis.s, forward.basis.V
+    if not forward.iterations:
         return Inputs(signal, images, None, measured)
-    base = admm.nonnegative(
-        operator.basis, flat, iterations=operator.iterations
-    ).reshape(shape)
+    base = admm.nonnegative(forward.basis, flat, iterations=forward.iterations).reshape(
+        shape
+    )
     features = jnp.concatenate([images, base[..., None]], -1)
     return Inputs(signal, features, base, measured)
 
 
 def refine(
-    operator: ForwardModel,
+    forward: ForwardModel,
     voltage: Float[Array, "B C V"],
     image: Float[Array, "B ny nx"],
 ) -> Float[Array, "B ny nx"]:
@@ -56,12 +56,12 @@ def refine(
     A few steps towards the non-negative image that explains them, from the network's:
     strong singular values are set by the measurement, weak ones by the network.
     """
-    if operator.basis is None or not operator.refine:
+    if forward.basis is None or not forward.refine:
         return image
     count = len(voltage)
     return admm.nonnegative(
-        operator.basis,
+        forward.basis,
         voltage.reshape(count, -1),
-        iterations=operator.refine,
+        iterations=forward.refine,
         start=image.reshape(count, -1),
     ).reshape(image.shape)

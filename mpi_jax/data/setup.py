@@ -39,9 +39,9 @@ def make_scanner(config: Config) -> scanner.Scanner | scanner.CalibratedScanner:
 
 def simulator(config: Config) -> ForwardModel:
     """What examples need: the calibration of a config's scanner. Scale 1, no basis."""
-    made, keep = make_scanner(config), None
+    made, frequency_selection = make_scanner(config), None
     if isinstance(made, scanner.CalibratedScanner):
-        matrix, keep = map(jnp.asarray, calibrated.matrix(config))
+        matrix, frequency_selection = map(jnp.asarray, calibrated.matrix(config))
     else:
         matrix = system_matrix.simulate(made, config.scanner.model)
     return ForwardModel(
@@ -52,26 +52,26 @@ def simulator(config: Config) -> ForwardModel:
         lams=jnp.asarray(config.physics.lams, jnp.float32),
         iterations=config.physics.iterations,
         refine=config.physics.refine,
-        keep=keep,
+        frequency_selection=frequency_selection,
     )
 
 
 def build(config: Config) -> ForwardModel:
     """What training needs: the simulator, its matrix decomposed, its signals scaled."""
-    operator = simulator(config)
+    forward = simulator(config)
     if config.physics.rank:
-        flat = operator.matrix.reshape(-1, operator.scanner.grid.size)
+        flat = forward.matrix.reshape(-1, forward.scanner.grid.size)
         basis = spectral.spectral_basis(flat, config.physics.rank, config.physics.rho)
-        operator = dataclasses.replace(operator, basis=basis)
+        forward = dataclasses.replace(forward, basis=basis)
     size = config.data.batch_size
     starts = range(0, max(_SCALE_IMAGES, size), size)
     families = config.data.families
     u = [
-        draw(operator, "train", i, size, np.inf, families=families).voltage
+        draw(forward, "train", i, size, np.inf, families=families).voltage
         for i in starts
     ]
     scale = jnp.sqrt(jnp.mean(jnp.square(jnp.concatenate(u)), axis=(0, 2)))[:, None]
-    return dataclasses.replace(operator, scale=scale)
+    return dataclasses.replace(forward, scale=scale)
 
 
 def check_voltage(scanner: scanner.Scanner, voltage: np.ndarray) -> np.ndarray:

@@ -212,7 +212,7 @@ def against_truth(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
     image, logit, fraction = solve(case.voltage)
     image = jnp.clip(image, 0, case.peak)
     mask = logit > 0 if fraction is None else tuning.threshold(image, fraction)
-    found = metrics.measure(image, case.image, mask, case.mask, case.peak)
+    found = metrics.scores(image, case.image, mask, case.mask, case.peak)
     energy, error = unseen(context.V, image, case.image)
     return {**found, "unseen_energy": energy, "unseen_error": error}
 

@@ -100,10 +100,10 @@ def run(
         solve = classical.CLASSICAL[method](p, **chosen[method])
         level = tuning.tune_threshold(image, made)
         solvers[method] = problem.LABELS[method], solve, level
-    for folder, (config, generator, params), operator in zip(
+    for folder, (config, generator, params), forward in zip(
         runs, loaded, operators, strict=True
     ):
-        solve = partial(train.predict, generator, params, operator)
+        solve = partial(train.predict, generator, params, forward)
         image, logit = solve(made.voltage)
         level = None if logit is not None else tuning.tune_threshold(image, made)
         name = networks.label(config, generator)

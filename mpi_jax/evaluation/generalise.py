@@ -105,10 +105,10 @@ def _network(folder: Path, name: str, main: Config, built: dict) -> Method:
     )
     if wanted not in built:
         built[wanted] = data.build(config)
-    operator = built[wanted]
+    forward = built[wanted]
 
     def solve(u):
-        out = train.predict(generator, params, operator, u, largest=math.inf)
+        out = train.predict(generator, params, forward, u, largest=math.inf)
         return out.reconstruction, out.segmentation
 
     label = networks.label(config, generator)
@@ -274,9 +274,9 @@ def run(
 
 def _context(config, methods, num, folders, tell) -> Context:
     tell("build", 0, 1, {})
-    operator = data.build(config)
-    simulator = dataclasses.replace(operator, basis=None)
-    known = problem.problem(config, operator)
+    forward = data.build(config)
+    simulator = dataclasses.replace(forward, basis=None)
+    known = problem.problem(config, forward)
     validation = test_images(
         simulator, config, config.validation_images, split="validation"
     )
@@ -286,7 +286,7 @@ def _context(config, methods, num, folders, tell) -> Context:
     key = json.dumps(
         [dataclasses.asdict(config.physics), dataclasses.asdict(config.data)]
     )
-    built, made = {key: operator}, {}
+    built, made = {key: forward}, {}
     names = [m for m in methods if m != "transgan"]
     for n, name in enumerate(names):
         tell("tune", n, len(names), {})
@@ -299,12 +299,12 @@ def _context(config, methods, num, folders, tell) -> Context:
             fraction = tuning.tune_threshold(jnp.clip(image, 0, 1), validation)
             method = dataclasses.replace(method, settings={"threshold": fraction})
         made[name] = method
-    made[ZERO] = _zero(operator.scanner.grid)
+    made[ZERO] = _zero(forward.scanner.grid)
     basis = known.basis
     if float(basis.s[-1]) > CUT and len(basis.s) < min(
         basis.U.shape[0], basis.V.shape[0]
     ):
-        flat = operator.matrix.reshape(-1, operator.scanner.grid.size)
+        flat = forward.matrix.reshape(-1, forward.scanner.grid.size)
         basis = spectral.spectral_basis(flat)
     V = basis.V[:, np.asarray(basis.s) > CUT]
     truth = test_images(simulator, config, num)

@@ -118,14 +118,14 @@ def run(
         networks[name] = (folder, *load_network(folder))
     began = time.monotonic()
     tell("build", 0, 1, {})
-    operator = data.build(config)
-    rows = _rows(config, operator, methods, networks)
+    forward = data.build(config)
+    rows = _rows(config, forward, methods, networks)
 
     results, shown, first, family = {}, {}, None, None
     steps, done = len(levels) * len(rows), 0
     chunk = -(-CHUNK // config.data.batch_size) * config.data.batch_size
     for level in levels:
-        examples = partial(_examples, operator, config, level)
+        examples = partial(_examples, forward, config, level)
         validation = examples("validation", 0, config.validation_images)
         ready = {}
         for row in rows:
@@ -148,7 +148,7 @@ def run(
                 if start or num <= chunk:  # the first of many chunks compiles
                     seconds[method].append(taken / len(made.voltage))
                 mask = threshold(image, settings["threshold"])
-                found = _measure(operator, made, level, image, logit, mask)
+                found = _measure(forward, made, level, image, logit, mask)
                 values[method].append(jax.device_get(found))
                 if level == main and start == 0:
                     mask = mask if logit is None else logit > 0
@@ -168,14 +168,14 @@ def run(
     return [line for line in lines if line["snr_db"] == main]
 
 
-def _rows(config, operator, methods, networks) -> list[Row]:
+def _rows(config, forward, methods, networks) -> list[Row]:
     """The lines of the table, in its order: controls, classical, learned."""
-    p = problem(config, operator)
+    p = problem(config, forward)
     seen = [pretrained.load_weights(n[0] / "weights.safetensors")[1].get("images")
             for n in networks.values()]  # fmt: skip
     seen = max([s for s in seen if s], default=config.steps * config.data.batch_size)
-    training = Training(config, operator, seen)
-    operators = {(config.physics, config.data.batch_size): operator}
+    training = Training(config, forward, seen)
+    operators = {(config.physics, config.data.batch_size): forward}
 
     def control(method, made):
         solver, chosen = CONTROLS[method](p, training, made)
@@ -214,22 +214,22 @@ def _threshold_of(solver, made):
     return tune_threshold(solver(made.voltage)[0], made)
 
 
-def _examples(operator, config, snr_db, split, start, count) -> data.Examples:
+def _examples(forward, config, snr_db, split, start, count) -> data.Examples:
     """At least `count` examples, in the batches that training has compiled already."""
     size = config.data.batch_size
     parts = [
-        data.draw(operator, split, i, size, snr_db)
+        data.draw(forward, split, i, size, snr_db)
         for i in range(start, start + count, size)
     ]
     return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
-def _measure(operator, made, snr_db, image, logit, thresholded) -> dict[str, Array]:
+def _measure(forward, made, snr_db, image, logit, thresholded) -> dict[str, Array]:
     """Every metric of each image, [B]. residual: |S x - u| / |n|, 1 where all that is
     left is noise; NaN without noise.
     """
     mask = thresholded if logit is None else logit > 0
-    found = metrics.measure(image, made.image, mask, made.mask, 1.0)
+    found = metrics.scores(image, made.image, mask, made.mask, 1.0)
     found["foreground_ssim"] = metrics.foreground_ssim(
         image, made.image, made.mask, 1.0
     )
@@ -238,10 +238,10 @@ def _measure(operator, made, snr_db, image, logit, thresholded) -> dict[str, Arr
     found["amount"] = jnp.sum(image, axis=(-2, -1))
     found["true_amount"] = jnp.sum(made.image, axis=(-2, -1))
     # In one unit for all channels, in which squares don't leave float32.
-    unit = jnp.mean(operator.scale)
+    unit = jnp.mean(forward.scale)
 
     def left(c):
-        difference = system_matrix.forward(operator.matrix, c) - made.voltage
+        difference = system_matrix.forward(forward.matrix, c) - made.voltage
         return jnp.linalg.norm((difference / unit).reshape(len(c), -1), axis=-1)
 
     noise = left(made.image) if math.isfinite(snr_db) else jnp.nan
@@ -302,8 +302,8 @@ def _lines(rows, results, family, levels) -> list[dict]:
     )
 
 
-def _network(generator, params, operator, u):
-    out = train.predict(generator, params, operator, u)
+def _network(generator, params, forward, u):
+    out = train.predict(generator, params, forward, u)
     return out.reconstruction, out.segmentation
 
 

@@ -272,33 +272,33 @@ def signals(
 def spectra(
     file: MDF,
     *,
-    keep: Bool[np.ndarray, "C K"] | None = None,
+    frequency_selection: Bool[np.ndarray, "C K"] | None = None,
     frames: Choice = None,
     periods: Choice = None,
 ) -> Complex[np.ndarray, "N J *rows"]:
-    """Unnormalised rfft of the signal, [N, J, M] with `keep`, else [N, J, C, K].
+    """Unnormalised rfft of the signal, [N, J, M] with `frequency_selection`, else [N, J, C, K].
 
-    keep [C, V // 2 + 1] selects rows, frequency fastest, then channel, as in
+    frequency_selection [C, V // 2 + 1] selects rows, frequency fastest, then channel, as in
     `system_matrix`. Without it K counts the stored frequencies. Frames as in `signals`.
     """
     need(file)
     frames = choose("frames", frames, file.acquisition.frames)
-    rows = _rows(file, keep, frames, periods, (0, 1, 2))
-    if keep is None:
+    rows = _rows(file, frequency_selection, frames, periods, (0, 1, 2))
+    if frequency_selection is None:
         rows = rows.reshape(*rows.shape[:2], file.acquisition.receiver.channels, -1)
     return rows
 
 
 def system_matrix(
     file: MDF,
-    keep: Bool[np.ndarray, "C K"] | None = None,
+    frequency_selection: Bool[np.ndarray, "C K"] | None = None,
     *,
     periods: Choice = None,
     voxels: Choice = None,
 ) -> Complex[np.ndarray, "J M columns"]:
     """Rows of the system matrix [J, M, O + E]: foreground voxels, then background frames.
 
-    keep [C, V // 2 + 1] selects rows, frequency fastest, then channel; None takes all
+    frequency_selection [C, V // 2 + 1] selects rows, frequency fastest, then channel; None takes all
     that are stored. voxels: which foreground columns, counted in the file's voxel order
     (`voxel_order(file)[iz].ravel()` is one plane in image layout). Only the selected
     rows and columns are read. Unit: the receiver's times samples, not corrected for
@@ -307,20 +307,20 @@ def system_matrix(
     foreground = _foreground(file)
     voxels = choose("voxels", voxels, len(foreground))
     frames = np.concatenate([foreground[voxels], file.measurement.background])
-    return _rows(file, keep, frames, periods, (1, 2, 0))
+    return _rows(file, frequency_selection, frames, periods, (1, 2, 0))
 
 
-def _rows(file, keep, frames, periods, axes):
+def _rows(file, frequency_selection, frames, periods, axes):
     """Selected rows with the axes (N, J, M) in memory order `axes`."""
     data = need(file)
-    keep = _keep(file, keep)
+    frequency_selection = _keep(file, frequency_selection)
     periods = choose("periods", periods, file.acquisition.periods)
-    shape = (len(frames), len(periods), int(keep.sum()))
+    shape = (len(frames), len(periods), int(frequency_selection.sum()))
     with bulk(file) as opened:
         out = result(file, opened[0], [shape[i] for i in axes], f"c{2 * _bytes(data)}")
         view, start = out.transpose(np.argsort(axes)), 0
-        for channel in np.flatnonzero(keep.any(axis=1)):
-            bins = np.flatnonzero(keep[channel])
+        for channel in np.flatnonzero(frequency_selection.any(axis=1)):
+            bins = np.flatnonzero(frequency_selection[channel])
             part = view[:, :, start : start + len(bins)]
             _fill(file, opened, part, frames, periods, channel, bins, True)
             start += len(bins)
@@ -345,27 +345,34 @@ def _stored(file):
     return np.arange(full) if selection is None else np.sort(selection)
 
 
-def _keep(file, keep):
+def _keep(file, frequency_selection):
     shape = (
         file.acquisition.receiver.channels,
         file.acquisition.receiver.samples // 2 + 1,
     )
     stored = np.zeros(shape[1], bool)
     stored[_stored(file)] = True
-    if keep is None:
+    if frequency_selection is None:
         return np.tile(stored, (shape[0], 1))
-    keep = np.asarray(keep)
-    if keep.shape != shape or keep.dtype != bool or not keep.any():
+    frequency_selection = np.asarray(frequency_selection)
+    if (
+        frequency_selection.shape != shape
+        or frequency_selection.dtype != bool
+        or not frequency_selection.any()
+    ):
         raise ValueError(
-            f"keep: expected a boolean array {list(shape)} with at least one row, got "
-            f"{keep.dtype} {list(keep.shape)} with {np.count_nonzero(keep)}"
+            f"frequency_selection: expected a boolean array {list(shape)} with at least "
+            f"one row, got {frequency_selection.dtype} {list(frequency_selection.shape)} "
+            f"with {np.count_nonzero(frequency_selection)}"
         )
-    if np.any(keep & ~stored):
-        lost = np.flatnonzero(np.any(keep & ~stored, axis=0))[:4].tolist()
+    if np.any(frequency_selection & ~stored):
+        lost = np.flatnonzero(np.any(frequency_selection & ~stored, axis=0))[
+            :4
+        ].tolist()
         raise ValueError(
-            f"keep: expected frequencies stored in {file.path}, got others too: {lost}"
+            f"frequency_selection: expected frequencies stored in {file.path}, got others too: {lost}"
         )
-    return keep
+    return frequency_selection
 
 
 def _foreground(file):

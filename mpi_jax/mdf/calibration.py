@@ -205,9 +205,9 @@ def snr(file: MDF) -> Float[np.ndarray, "J C K"]:
     for j, channel in np.ndindex(out.shape[:2]):
 
         def rows(bins, j=j, channel=channel):
-            keep = np.zeros(out.shape[1:], bool)
-            keep[channel, bins] = True
-            S = system_matrix(file, keep, periods=j)[0]
+            frequency_selection = np.zeros(out.shape[1:], bool)
+            frequency_selection[channel, bins] = True
+            S = system_matrix(file, frequency_selection, periods=j)[0]
             return S[:, :count], S[:, count:]
 
         first, noise = np.empty(len(stored)), np.empty(len(stored))

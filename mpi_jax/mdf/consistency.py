@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from mpi_jax._linalg import TRANSFORMS
-from mpi_jax.mdf.schema import GROUPS, MDF, SUBGROUPS, Calibration
+from mpi_jax.mdf.schema import GROUPS, MDF, SUBGROUPS, CalibrationInfo
 from mpi_jax.mdf.source import COUNT, ORDERS
 
 
@@ -108,7 +108,7 @@ def contradictions(file) -> list[str]:
             value = getattr(calibration, name)
             if value is not None:
                 n = math.prod(map(int, value)) if name == "size" else len(value)
-                label = Calibration.__dataclass_fields__[name].metadata["name"]
+                label = CalibrationInfo.__dataclass_fields__[name].metadata["name"]
                 where = f"/calibration/{label}"
                 expect(n == count, where, f"{count} foreground frames in all", n)
     if image is not None and file.image_data is not None:

@@ -15,11 +15,11 @@ from mpi_jax.mdf.schema import (
     GROUPS,
     MDF,
     SUBGROUPS,
-    Acquisition,
-    Data,
-    Experiment,
-    Measurement,
-    Tracer,
+    AcquisitionInfo,
+    DataInfo,
+    ExperimentInfo,
+    MeasurementInfo,
+    TracerInfo,
 )
 from mpi_jax.mdf.source import COUNT, Source, _open, check_heaps
 
@@ -48,8 +48,10 @@ def check(path: str | os.PathLike) -> list[str]:
 
 def _freeze(cls, space):
     values = {f.name: getattr(space, f.name) for f in dataclasses.fields(cls)}
-    groups = GROUPS if cls is MDF else SUBGROUPS if cls is Acquisition else {}
-    groups = groups | ({"data": (Data,), "image_data": (Data,)} if cls is MDF else {})
+    groups = GROUPS if cls is MDF else SUBGROUPS if cls is AcquisitionInfo else {}
+    groups = groups | (
+        {"data": (DataInfo,), "image_data": (DataInfo,)} if cls is MDF else {}
+    )
     for name in values.keys() & groups.keys():
         if values[name] is not None:
             values[name] = _freeze(groups[name][0], values[name])
@@ -82,7 +84,7 @@ def _parse(path) -> tuple[SimpleNamespace, list[str]]:
             elif required and not (source.v1 and name == "experiment"):
                 source.problem(where, "a group", "none")
         if source.v1 and file.study is not None:
-            file.experiment = source.group(Experiment, "/experiment")
+            file.experiment = source.group(ExperimentInfo, "/experiment")
         if (acquisition := file.acquisition) is not None:
             for name, (cls, where) in SUBGROUPS.items():
                 setattr(acquisition, name, source.group(cls, where))
@@ -192,7 +194,7 @@ def _normalise(source, file):
         single = [name for name, value in fields.items() if value.ndim == 0]
         if single:
             names = ", ".join(
-                Tracer.__dataclass_fields__[n].metadata["name"] for n in single
+                TracerInfo.__dataclass_fields__[n].metadata["name"] for n in single
             )
             source.notes.append(
                 f"/tracer: expected lists, found single values ({names})"
@@ -229,7 +231,7 @@ def _upgrade(file):
         frames = data.shape[data.axes.index("N")]
         if frames <= COUNT:
             a.frames = frames
-            values = {f.name: False for f in dataclasses.fields(Measurement)}
+            values = {f.name: False for f in dataclasses.fields(MeasurementInfo)}
             file.measurement = SimpleNamespace(**values)
             file.measurement.frequency_selection = None
             file.measurement.frame_permutation = None

@@ -43,7 +43,7 @@ _header = dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 
 
 @_header
-class Study:
+class StudyInfo:
     name: str = _text("name")
     number: int = _at("number", int, "", 0)
     uuid: str = _text("uuid", _uuid)
@@ -52,7 +52,7 @@ class Study:
 
 
 @_header
-class Experiment:
+class ExperimentInfo:
     name: str = _text("name")
     number: int = _at("number", int, "", 0)
     uuid: str = _text("uuid", _uuid)
@@ -62,7 +62,7 @@ class Experiment:
 
 
 @_header
-class Tracer:
+class TracerInfo:
     """Each field has one entry per tracer; concentration [mol(solute)/L], volume [L]."""
 
     name: tuple[str, ...] = _at("name", str, "A")
@@ -77,7 +77,7 @@ class Tracer:
 
 
 @_header
-class Scanner:
+class ScannerInfo:
     """bore_size [m]; topology FFP, FFL or MPS."""
 
     facility: str = _text("facility")
@@ -89,7 +89,7 @@ class Scanner:
 
 
 @_header
-class DriveField:
+class DriveFieldInfo:
     """H_d(t) = sum_l strength[j, d, l] wave(2 pi f t + phase[j, d, l]), f = base / divider.
 
     base_frequency [Hz], cycle [s], divider [D, F], strength [J, D, F] T, phase
@@ -106,7 +106,7 @@ class DriveField:
 
 
 @_header
-class Receiver:
+class ReceiverInfo:
     """bandwidth [Hz], half the sampling rate; channels C; samples V per period.
 
     data_conversion_factor [C, 2]: value [unit] = a * stored + b; applied when reading.
@@ -130,7 +130,7 @@ class Receiver:
 
 
 @_header
-class Acquisition:
+class AcquisitionInfo:
     """averages, frames N, periods J; gradient [J, Y, 3, 3] T/m, offset_field [J, Y, 3] T."""
 
     averages: int = _at("numAverages", int, "", 1, count=True)
@@ -139,12 +139,12 @@ class Acquisition:
     start_time: str = _text("startTime", _now)
     gradient: np.ndarray | None = _at("gradient", float, "J Y 3 3", optional=True)
     offset_field: np.ndarray | None = _at("offsetField", float, "J Y 3", optional=True)
-    drive_field: DriveField
-    receiver: Receiver
+    drive_field: DriveFieldInfo
+    receiver: ReceiverInfo
 
 
 @_header
-class Measurement:
+class MeasurementInfo:
     """What has been done to the data, and how they lie in the file.
 
     is_background_frame [N]; frequency_selection [K], frequency index of each stored
@@ -191,7 +191,7 @@ class Measurement:
 
 
 @_header
-class Calibration:
+class CalibrationInfo:
     """Where the delta sample was, frame by frame.
 
     size [3] voxels along x, y, z, field_of_view, field_of_view_centre and
@@ -217,7 +217,7 @@ class Calibration:
 
 
 @_header
-class Reconstruction:
+class ReconstructionInfo:
     """Grid of the stored images as in Calibration; parameters: how they were made."""
 
     size: np.ndarray | None = _at("size", int, "3", optional=True, positive=True)
@@ -234,7 +234,7 @@ class Reconstruction:
 
 
 @_header
-class Data:
+class DataInfo:
     """A stored array: dataset, its shape and type, and what its axes are, e.g. NJCV.
 
     is_pairs: real and imaginary part along one more axis (version 1).
@@ -260,32 +260,32 @@ class MDF:
     version: str = _text("version", VERSION)
     uuid: str = _text("uuid", _uuid)
     time: str = _text("time", _now)
-    study: Study | None = None
-    experiment: Experiment | None = None
-    tracer: Tracer | None = None
-    scanner: Scanner | None = None
-    acquisition: Acquisition | None = None
-    measurement: Measurement | None = None
-    calibration: Calibration | None = None
-    reconstruction: Reconstruction | None = None
-    data: Data | None = None
-    image_data: Data | None = None
+    study: StudyInfo | None = None
+    experiment: ExperimentInfo | None = None
+    tracer: TracerInfo | None = None
+    scanner: ScannerInfo | None = None
+    acquisition: AcquisitionInfo | None = None
+    measurement: MeasurementInfo | None = None
+    calibration: CalibrationInfo | None = None
+    reconstruction: ReconstructionInfo | None = None
+    data: DataInfo | None = None
+    image_data: DataInfo | None = None
     path: Path | None = None
     notes: tuple[str, ...] = ()
 
 
 # Attribute -> class, group in the file, whether it must be there.
 GROUPS = {
-    "study": (Study, "/study", True),
-    "experiment": (Experiment, "/experiment", True),
-    "scanner": (Scanner, "/scanner", True),
-    "tracer": (Tracer, "/tracer", False),
-    "acquisition": (Acquisition, "/acquisition", True),
-    "measurement": (Measurement, "/measurement", False),
-    "calibration": (Calibration, "/calibration", False),
-    "reconstruction": (Reconstruction, "/reconstruction", False),
+    "study": (StudyInfo, "/study", True),
+    "experiment": (ExperimentInfo, "/experiment", True),
+    "scanner": (ScannerInfo, "/scanner", True),
+    "tracer": (TracerInfo, "/tracer", False),
+    "acquisition": (AcquisitionInfo, "/acquisition", True),
+    "measurement": (MeasurementInfo, "/measurement", False),
+    "calibration": (CalibrationInfo, "/calibration", False),
+    "reconstruction": (ReconstructionInfo, "/reconstruction", False),
 }
 SUBGROUPS = {
-    "drive_field": (DriveField, "/acquisition/drivefield"),
-    "receiver": (Receiver, "/acquisition/receiver"),
+    "drive_field": (DriveFieldInfo, "/acquisition/drivefield"),
+    "receiver": (ReceiverInfo, "/acquisition/receiver"),
 }

@@ -22,16 +22,16 @@ from mpi_jax.mdf.schema import (
     MDF,
     SUBGROUPS,
     VERSION,
-    Acquisition,
-    Calibration,
-    Data,
-    DriveField,
-    Experiment,
-    Measurement,
-    Receiver,
-    Reconstruction,
-    Scanner,
-    Study,
+    AcquisitionInfo,
+    CalibrationInfo,
+    DataInfo,
+    DriveFieldInfo,
+    ExperimentInfo,
+    MeasurementInfo,
+    ReceiverInfo,
+    ReconstructionInfo,
+    ScannerInfo,
+    StudyInfo,
     _now,
     _uuid,
 )
@@ -52,7 +52,7 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
     driven = np.flatnonzero(drive.divider)
     samples, rate = scanner.samples, float(drive.sampling_rate)
     voxels = grid.size if calibration else frames
-    fields = DriveField(
+    fields = DriveFieldInfo(
         base_frequency=float(drive.base_frequency),
         cycle=samples / rate,
         channels=len(driven),
@@ -61,13 +61,13 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
         phase=2 * np.pi * np.asarray(drive.phase, np.float64)[None, driven, None],
         waveform=(("sine",),) * len(driven),
     )
-    receiver = Receiver(
+    receiver = ReceiverInfo(
         bandwidth=rate / 2,
         channels=scanner.channels,
         samples=samples,
         unit="V" if scanner.receiver.scaling == "si" else "A m^2/s",
     )
-    acquisition = Acquisition(
+    acquisition = AcquisitionInfo(
         frames=voxels,
         gradient=np.asarray(scanner.selection_field.gradient, np.float64)[None, None],
         offset_field=np.asarray(scanner.selection_field.offset, np.float64)[None, None],
@@ -75,16 +75,16 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
         receiver=receiver,
     )
     return MDF(
-        study=Study(),
-        experiment=Experiment(is_simulation=True),
-        scanner=Scanner(name="mpi_jax"),
+        study=StudyInfo(),
+        experiment=ExperimentInfo(is_simulation=True),
+        scanner=ScannerInfo(name="mpi_jax"),
         acquisition=acquisition,
-        measurement=Measurement(
+        measurement=MeasurementInfo(
             is_background_frame=np.zeros(voxels, bool),
             is_fast_frame_axis=calibration,
             is_fourier_transformed=calibration,
         ),
-        calibration=Calibration(**_grid_fields(grid)) if calibration else None,
+        calibration=CalibrationInfo(**_grid_fields(grid)) if calibration else None,
     )
 
 
@@ -230,7 +230,7 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     if coefficients is not None:
         stored = (*rest, coefficients + len(m.background))
         indices = (*rest, coefficients)
-    described = Data(
+    described = DataInfo(
         dataset="/measurement/data",
         axes=axes,
         shape=stored,
@@ -289,9 +289,11 @@ def write_reconstruction(
         raise ValueError(f"data: expected real numbers, got {data.dtype}")
     lead = (1, 1) if extra == 0 else (len(data), 1) if extra == 1 else data.shape[:2]
     values = data[..., ::-1, :].reshape(*lead, -1).transpose(0, 2, 1).astype(np.float32)
-    base = source or MDF(study=Study(), experiment=Experiment(), scanner=Scanner())
-    image = Reconstruction(**_grid_fields(grid), parameters=parameters or {})
-    described = Data(
+    base = source or MDF(
+        study=StudyInfo(), experiment=ExperimentInfo(), scanner=ScannerInfo()
+    )
+    image = ReconstructionInfo(**_grid_fields(grid), parameters=parameters or {})
+    described = DataInfo(
         dataset="/reconstruction/data",
         axes="QPS",
         shape=values.shape,

@@ -19,12 +19,12 @@ Solver = Callable[[Float[Array, "B C V"]], Images]
 
 
 def _images(p: Problem, c) -> Images:
-    return jnp.maximum(c, 0).reshape(-1, *p.operator.scanner.grid.shape)
+    return jnp.maximum(c, 0).reshape(-1, *p.forward.scanner.grid.shape)
 
 
 def xspace_solver(p: Problem, width: float | None = None, gain: float = 1.0) -> Solver:
     """x-space image times a gain, negative values set to 0."""
-    scanner, model = p.operator.scanner, p.config.scanner.model
+    scanner, model = p.forward.scanner, p.config.scanner.model
     if not isinstance(scanner, Scanner):
         raise ValueError(
             "method xspace: expected a simulated scanner, got a calibration file, which "
@@ -52,15 +52,15 @@ def _plan(p: Problem, width: float | None) -> xspace_tensor.TensorPlan:
     """The plan for a width, which takes seconds: prepared once for a problem."""
     if width not in p.plans:
         p.plans[width] = xspace_tensor.tensor_plan(
-            p.operator.scanner, width=width, model=p.config.scanner.model
+            p.forward.scanner, width=width, model=p.config.scanner.model
         )
     return p.plans[width]
 
 
 def spectra(p: Problem, u) -> Array:
     """Scaled voltages as the rows' right-hand sides, [B, M] complex."""
-    scaled = u / p.operator.scale[None]
-    return system_matrix.select_rows(physics.spectrum(scaled), p.keep)
+    scaled = u / p.forward.scale[None]
+    return system_matrix.select_rows(physics.spectrum(scaled), p.frequency_selection)
 
 
 def kaczmarz_solver(p: Problem, lam: float = 1e-2, iterations: int = 10) -> Solver:
@@ -99,11 +99,11 @@ def tv_solver(
     in each signal, over the largest singular value squared.
     """
     basis = spectral.with_rho(p.basis, rho)
-    grid = p.operator.scanner.grid.shape
+    grid = p.forward.scanner.grid.shape
 
     def solve(u):
         flat = u.reshape(len(u), -1)
-        ratio = spectral.noise_level(basis, flat) / basis.scale
+        ratio = spectral.estimate_noise(basis, flat) / basis.scale
         options = {"lam_tv": factor * ratio**2, "iterations": iterations}
         return _images(p, _total_variation(basis, flat, grid, **options))
 

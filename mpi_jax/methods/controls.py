@@ -94,18 +94,18 @@ RIDGE_LAMS = tuple(10.0 ** (-k) for k in range(1, 8))
 class Training:
     """Training examples, as many as the networks saw up to a cap; moments once asked."""
 
-    def __init__(self, config: Config, operator: data.ForwardModel, count: int):
+    def __init__(self, config: Config, forward: data.ForwardModel, count: int):
         size = config.data.batch_size
         self.count = min(-(-count // size) * size, TRAINING_IMAGES // size * size)
-        self.config, self.operator = config, operator
+        self.config, self.forward = config, forward
 
     def _batches(self, count):
         # The noise of the run's own training.
         noise, _, _ = jax.random.split(jax.random.key(self.config.seed), 3)
         size, snr = self.config.data.batch_size, self.config.data.snr_db
         for start in range(0, count, size):
-            made = data.draw(self.operator, "train", start, size, snr, noise)
-            yield np.asarray(_signals(self.operator, made.voltage)), made.image
+            made = data.draw(self.forward, "train", start, size, snr, noise)
+            yield np.asarray(_signals(self.forward, made.voltage)), made.image
 
     @cached_property
     def known(self) -> tuple[np.ndarray, np.ndarray]:
@@ -137,13 +137,13 @@ class Training:
         return np.mean(parts, axis=0)
 
 
-def _signals(operator, u):
+def _signals(forward, u):
     """Voltages as the networks get them, [B, M]."""
-    return (u / operator.scale[None]).reshape(len(u), -1)
+    return (u / forward.scale[None]).reshape(len(u), -1)
 
 
 def _zero(p, training, made):
-    return (lambda u: jnp.zeros((len(u), *p.operator.scanner.grid.shape))), {}
+    return (lambda u: jnp.zeros((len(u), *p.forward.scanner.grid.shape))), {}
 
 
 def _mean(p, training, made):
@@ -156,14 +156,14 @@ def _nearest(p, training, made):
     known, images = (jnp.asarray(a) for a in training.known)
 
     def solve(u):
-        return nearest(known, images, _signals(p.operator, u))
+        return nearest(known, images, _signals(p.forward, u))
 
     about = {"training_images": len(known), "distance": "Euclidean, amplitudes kept"}
     return solve, about
 
 
 def _ridge(p, training, made):
-    signals = _signals(p.operator, made.voltage)
+    signals = _signals(p.forward, made.voltage)
 
     def linear(lam):
         return jnp.asarray(ridge(*training.moments, lam), jnp.float32)
@@ -174,11 +174,11 @@ def _ridge(p, training, made):
     chosen, _ = _best(candidates, made.image)
     best = linear(**chosen)
     about = {**chosen, "training_images": training.count}
-    return (lambda u: _images(p, _signals(p.operator, u) @ best)), about
+    return (lambda u: _images(p, _signals(p.forward, u) @ best)), about
 
 
 def _xspace_max(p, training, made):
-    default = float(xspace.default_width(p.operator.scanner))
+    default = float(xspace.default_width(p.forward.scanner))
 
     def solver(width):
         return lambda u: max_normalised(xspace_solver(p, width)(u))

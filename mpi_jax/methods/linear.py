@@ -51,7 +51,9 @@ def reconstruct(system: System, method: str, **settings: Any) -> Array:
             raise ValueError("method tv: expected a system of one calibration")
         shape = (system.tracers, *shape)
     if method == "kaczmarz":
-        c = kaczmarz.solve(system.rows, system.data, weights=system.weights, **chosen)
+        c = kaczmarz.solve(
+            system.system_matrix, system.measurement, weights=system.weights, **chosen
+        )
         return c.reshape(-1, *shape)
     rows, data = _weighted(system)
     if method == "cgnr":
@@ -151,7 +153,7 @@ def _chosen(method, settings):
 
 
 def _weighted(system):
-    rows, data = jnp.asarray(system.rows), jnp.asarray(system.data)
+    rows, data = jnp.asarray(system.system_matrix), jnp.asarray(system.measurement)
     if system.weights is None:
         return rows, data
     weights = jnp.asarray(system.weights, data.real.dtype)

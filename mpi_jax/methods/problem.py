@@ -63,24 +63,26 @@ class Problem:
     """
 
     config: Config
-    operator: data.ForwardModel
+    forward: data.ForwardModel
     basis: spectral.SpectralBasis
     rows: Array  # [M, P] complex, all frequencies of all channels but DC
-    keep: np.ndarray  # [C, K]
+    frequency_selection: np.ndarray  # [C, K]
     plans: dict = dataclasses.field(default_factory=dict)  # width [m] -> TensorPlan
 
 
-def problem(config: Config, operator: data.ForwardModel) -> Problem:
+def problem(config: Config, forward: data.ForwardModel) -> Problem:
     """The frequency rows and the spectral basis of a run's system matrix."""
-    matrix = operator.matrix
-    basis = operator.basis
-    if operator.keep is None:
-        keep = system_matrix.frequency_selection(operator.scanner)
+    matrix = forward.matrix
+    basis = forward.basis
+    if forward.frequency_selection is None:
+        frequency_selection = system_matrix.frequency_selection(forward.scanner)
     else:
-        keep = np.asarray(operator.keep)
+        frequency_selection = np.asarray(forward.frequency_selection)
     if basis is None:
-        rank = min(RANK, operator.scanner.grid.size, 2 * int(keep.sum()))
+        rank = min(RANK, forward.scanner.grid.size, 2 * int(frequency_selection.sum()))
         basis = spectral.spectral_basis(matrix.reshape(-1, matrix.shape[-1]), rank)
-    scaled = matrix / operator.scale[..., None]
-    rows = system_matrix.select_rows(system_matrix.to_frequency(scaled), keep, axis=1)
-    return Problem(config, operator, basis, rows, keep)
+    scaled = matrix / forward.scale[..., None]
+    rows = system_matrix.select_rows(
+        system_matrix.to_frequency(scaled), frequency_selection, axis=1
+    )
+    return Problem(config, forward, basis, rows, frequency_selection)

@@ -58,7 +58,7 @@ def tune(p: Problem, method: str, made: data.Examples) -> tuple[dict[str, Any], 
 
 def _xspace_candidates(p, u, truth):
     xspace_solver(p)  # complains where the scanner isn't known
-    default = float(xspace.default_width(p.operator.scanner))
+    default = float(xspace.default_width(p.forward.scanner))
     for factor in WIDTHS:
         image = xspace_solver(p, width=factor * default)(u)
         fitted = float(jnp.sum(image * truth) / jnp.sum(image**2))

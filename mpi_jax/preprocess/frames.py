@@ -15,7 +15,7 @@ NEAR = 1e-9  # [T] offset fields that differ by less are one patch
 # --- The measurement
 
 
-def measured(measurement, background, keep, factors, settings, notes):
+def measured(measurement, background, frequency_selection, factors, settings, notes):
     """Spectra [F, groups, M], empty ones [E, groups, M] or None, the noise of a frame
     [groups, M] or None, offset fields or None.
 
@@ -35,7 +35,10 @@ def measured(measurement, background, keep, factors, settings, notes):
     groups, offsets = _periods(measurement, settings)
     if settings.spectral_leakage and info.is_spectral_leakage_corrected:
         notes.append("the measurement was corrected for spectral leakage already")
-    data = _spectra(measurement, keep, foreground, groups, settings)[0] / factors[0]
+    data = (
+        _spectra(measurement, frequency_selection, foreground, groups, settings)[0]
+        / factors[0]
+    )
 
     scans = None
     if background is not None:
@@ -52,12 +55,14 @@ def measured(measurement, background, keep, factors, settings, notes):
                 "order, found others"
             )
         every = np.arange(background.acquisition.frames)
-        scans, level = _spectra(background, keep, every, other, settings)
+        scans, level = _spectra(background, frequency_selection, every, other, settings)
         scans, level = scans / factors[1], level / np.abs(factors[1])
     elif len(empty) and (
         settings.background != "none" or settings.whitening or settings.joint_background
     ):
-        scans, level = _spectra(measurement, keep, empty, groups, settings)
+        scans, level = _spectra(
+            measurement, frequency_selection, empty, groups, settings
+        )
         scans, level = scans / factors[0], level / np.abs(factors[0])
     if settings.background == "none" and not settings.joint_background:
         if len(empty) and not info.is_background_corrected:
@@ -142,7 +147,7 @@ def _periods(file, settings):
     return groups, None if offset is None else offset[starts, 0]
 
 
-def _spectra(file, keep, frames, groups, settings):
+def _spectra(file, frequency_selection, frames, groups, settings):
     """Means over groups of periods of selected rows and their standard deviations from
     the scatter of these periods (NaN for one), [frames, groups, M] each.
     """
@@ -152,7 +157,9 @@ def _spectra(file, keep, frames, groups, settings):
         raise ValueError(
             f"spectral_leakage: expected a time signal in {file.path}, found spectra"
         )
-    out = np.zeros((len(frames), len(groups), int(keep.sum())), np.complex128)
+    out = np.zeros(
+        (len(frames), len(groups), int(frequency_selection.sum())), np.complex128
+    )
     square = np.zeros(out.shape)
     long = settings.period_grouping
     step = long * max(1, _PIECE // (16 * receiver.channels * receiver.samples * long))
@@ -161,13 +168,18 @@ def _spectra(file, keep, frames, groups, settings):
         for start in range(0, len(group), step):
             some = group[start : start + step]
             if clean:
-                part = _cleaned(file, keep, frames[i], some)
+                part = _cleaned(file, frequency_selection, frames[i], some)
             elif long > 1:
                 u = mdf.signals(file, frames=frames[i], periods=some)[0]
                 u = u.reshape(-1, long, *u.shape[1:]).swapaxes(1, 2)
-                part = np.fft.rfft(u.reshape(*u.shape[:2], -1))[:, keep]
+                part = np.fft.rfft(u.reshape(*u.shape[:2], -1))[:, frequency_selection]
             else:
-                part = mdf.spectra(file, keep=keep, frames=frames[i], periods=some)[0]
+                part = mdf.spectra(
+                    file,
+                    frequency_selection=frequency_selection,
+                    frames=frames[i],
+                    periods=some,
+                )[0]
             # About the first period: signals are far larger than their scatter.
             first = part[0] if first is None else first
             part = part - first
@@ -183,7 +195,7 @@ def _spectra(file, keep, frames, groups, settings):
     return out, np.sqrt(square)
 
 
-def _cleaned(file, keep, frame, periods):
+def _cleaned(file, frequency_selection, frame, periods):
     """Spectra [periods, M] of a frame without spectral leakage.
 
     The neighbours of a period are those of the same frame and offset field; in files of
@@ -196,13 +208,13 @@ def _cleaned(file, keep, frame, periods):
         near = order[max(at - 1, 0) : at + 2]
         near = near[empty[near] == empty[frame]]
         u = spectral_leakage(mdf.signals(file, frames=near)[:, 0])[near == frame]
-        return np.fft.rfft(u)[:, keep]
+        return np.fft.rfft(u)[:, frequency_selection]
     place, parts = places(file), []
     for run in np.split(periods, np.flatnonzero(np.diff(periods) > 1) + 1):
         near = np.arange(max(run[0] - 1, 0), min(run[-1] + 2, len(place)))
         near = near[place[near] == place[run[0]]]
         u = spectral_leakage(mdf.signals(file, frames=frame, periods=near)[0])
-        parts.append(np.fft.rfft(u[np.isin(near, run)])[:, keep])
+        parts.append(np.fft.rfft(u[np.isin(near, run)])[:, frequency_selection])
     return np.concatenate(parts)
 
 
@@ -248,16 +260,16 @@ def _between(file, foreground, scans):
     return np.tensordot(np.array(weight), scans, (0, 0))
 
 
-def _weights(rows, noise, keep, settings):
+def _weights(rows, noise, frequency_selection, settings):
     """Product of the weights in use, [M] or None."""
     factors = []
     if settings.channel_weights:
-        if len(settings.channel_weights) != len(keep):
+        if len(settings.channel_weights) != len(frequency_selection):
             raise ValueError(
-                f"channel_weights: expected {len(keep)} numbers, one for each receive "
+                f"channel_weights: expected {len(frequency_selection)} numbers, one for each receive "
                 f"channel, got {len(settings.channel_weights)}"
             )
-        weights = np.array(settings.channel_weights)[np.nonzero(keep)[0]]
+        weights = np.array(settings.channel_weights)[np.nonzero(frequency_selection)[0]]
         if not weights.any():
             raise ValueError(
                 "channel_weights: expected one > 0 for a channel in use, got "

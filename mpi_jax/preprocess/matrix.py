@@ -15,7 +15,7 @@ JOINT = 6e9  # bytes of the largest joint system of patches
 # --- The system matrix
 
 
-def _matrix(calibration, keep, settings, notes):
+def _matrix(calibration, frequency_selection, settings, notes):
     """Rows [M, P] in image layout and their grid."""
     order = mdf.voxel_order(calibration)
     if settings.plane is not None:
@@ -38,7 +38,7 @@ def _matrix(calibration, keep, settings, notes):
         )
     voxels = order.reshape(-1)
     wanted = np.sort(voxels)
-    rows = mdf.system_matrix(calibration, keep, voxels=wanted)
+    rows = mdf.system_matrix(calibration, frequency_selection, voxels=wanted)
     info = calibration.measurement
     kept = len(info.background) and not info.is_background_corrected
     if settings.matrix_background == "none":

@@ -29,25 +29,29 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
     if settings.max_mixing_order:
         _, order = mdf.mixing_orders(calibration, settings.max_mixing_order)
         band &= (order >= 0) & (order <= settings.max_mixing_order)
-    keep = np.tile(band, (channels, 1))
+    frequency_selection = np.tile(band, (channels, 1))
     if settings.channels:
         if max(settings.channels) >= channels:
             raise ValueError(
                 f"channels: expected numbers from 0 to {channels - 1}, got "
                 f"{settings.channels}"
             )
-        keep[np.setdiff1d(np.arange(channels), settings.channels)] = False
+        frequency_selection[np.setdiff1d(np.arange(channels), settings.channels)] = (
+            False
+        )
     highest = ""
-    if keep.any() and (settings.snr_threshold or settings.num_rows):
+    if frequency_selection.any() and (settings.snr_threshold or settings.num_rows):
         ratio = mdf.snr(calibration)[0]
         if settings.snr_threshold:
-            highest = f" (the highest is {ratio[keep].max():.3g})"
-            keep &= ratio >= settings.snr_threshold
-        elif settings.num_rows < keep.sum():
-            ranked = np.where(keep, ratio, -1).reshape(-1)
+            highest = f" (the highest is {ratio[frequency_selection].max():.3g})"
+            frequency_selection &= ratio >= settings.snr_threshold
+        elif settings.num_rows < frequency_selection.sum():
+            ranked = np.where(frequency_selection, ratio, -1).reshape(-1)
             best = np.argsort(-ranked, kind="stable")[: settings.num_rows]
-            keep = np.isin(np.arange(keep.size), best).reshape(keep.shape)
-    if not keep.any():
+            frequency_selection = np.isin(
+                np.arange(frequency_selection.size), best
+            ).reshape(frequency_selection.shape)
+    if not frequency_selection.any():
         raise ValueError(
             f"{calibration.path}: the frequency selection leaves no rows: "
             f"{settings.min_frequency:g} to {settings.max_frequency:g} Hz, "
@@ -55,13 +59,13 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
             f"SNR from {settings.snr_threshold:g}{highest}, "
             f"mixing order to {settings.max_mixing_order or 'any'}"
         )
-    return keep
+    return frequency_selection
 
 
-def transfer(calibrations, others, keep, settings):
+def transfer(calibrations, others, frequency_selection, settings):
     """What the selected rows of each file are divided by, [M] each."""
     files = [*calibrations, *others]
-    unchanged = np.ones(keep.sum())
+    unchanged = np.ones(frequency_selection.sum())
     open_ones = [f for f in files if not f.measurement.is_transfer_function_corrected]
     having = [
         f for f in open_ones if f.acquisition.receiver.transfer_function is not None
@@ -89,11 +93,13 @@ def transfer(calibrations, others, keep, settings):
                 f"transfer_function: expected {file.path} to be corrected already, for its "
                 "transfer function is not known at the frequencies of period_grouping"
             )
-        if function.shape[1] != keep.shape[1]:  # of the stored frequencies only
-            full = np.ones(keep.shape, complex)
+        if (
+            function.shape[1] != frequency_selection.shape[1]
+        ):  # of the stored frequencies only
+            full = np.ones(frequency_selection.shape, complex)
             full[:, file.measurement.frequency_selection] = function
             function = full
-        factor = function[keep]
+        factor = function[frequency_selection]
         if not (np.isfinite(factor).all() and np.all(factor != 0)):
             raise ValueError(
                 f"transfer_function: expected finite numbers other than 0 in the selected "

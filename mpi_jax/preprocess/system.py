@@ -1,7 +1,7 @@
 """From two MDF files to an image: choose rows, clean both files alike, solve.
 
     calibration -+
-                 +-> compatible? -> `prepare` -> System(rows, data, grid) -> `reconstruct`
+                 +-> compatible? -> `prepare` -> System(system_matrix, measurement, grid)
     measurement -+
 
 Symbols: C receive channels, K frequencies of one period, M selected rows, P voxels, F
@@ -38,18 +38,18 @@ from mpi_jax.scanner import Grid
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A linear system rows @ c = data for each frame, ready for a solver.
+    """A linear system system_matrix @ c = measurement for each frame, ready for a solver.
 
-    keep [C, K]: the selected rows of one patch; weights [M] or None: not yet applied;
+    frequency_selection [C, K]: the selected rows of one patch; weights [M] or None: not yet applied;
     notes: what a reader should know about how it came to be; noise [M] or None: standard
     deviation of the data from background frames; tracers A or None: columns are the
     voxels of one tracer after the other, None is one and images have no axis for it.
     """
 
-    rows: Complex[Array | np.ndarray, "M P"]
-    data: Complex[Array | np.ndarray, "F M"]
+    system_matrix: Complex[Array | np.ndarray, "M P"]
+    measurement: Complex[Array | np.ndarray, "F M"]
     weights: Float[Array | np.ndarray, " M"] | None
-    keep: Bool[np.ndarray, "C K"]
+    frequency_selection: Bool[np.ndarray, "C K"]
     grid: Grid
     notes: tuple[str, ...] = ()
     noise: Float[Array | np.ndarray, " M"] | None = None
@@ -87,13 +87,17 @@ def prepare(
     others = [file for file in (measurement, background) if file is not None]
     for file, other in itertools.product(calibrations, others):
         _check_fit(file, other, settings)
-    keep = np.logical_and.reduce([select(file, settings) for file in calibrations])
-    if not keep.any():
+    frequency_selection = np.logical_and.reduce(
+        [select(file, settings) for file in calibrations]
+    )
+    if not frequency_selection.any():
         raise ValueError("calibration: expected rows selected in all files, got none")
-    factors = transfer(calibrations, others, keep, settings)
+    factors = transfer(calibrations, others, frequency_selection, settings)
 
     notes: list[str] = []
-    parts = [_matrix(file, keep, settings, notes) for file in calibrations]
+    parts = [
+        _matrix(file, frequency_selection, settings, notes) for file in calibrations
+    ]
     for (part, grid), factor in zip(parts, factors, strict=False):
         if not _same_grid(grid, parts[0][1]):
             raise ValueError(
@@ -104,11 +108,18 @@ def prepare(
     if several:
         rows = np.concatenate([part for part, _ in parts], axis=1)
     if measurement is None:
-        return _rows_alone(rows, keep, grid, settings, notes, len(parts) * several)
+        return _rows_alone(
+            rows, frequency_selection, grid, settings, notes, len(parts) * several
+        )
     del parts
 
     data, scans, level, offsets = measured(
-        measurement, background, keep, factors[len(calibrations) :], settings, notes
+        measurement,
+        background,
+        frequency_selection,
+        factors[len(calibrations) :],
+        settings,
+        notes,
     )
     patches = 1
     if offsets is not None:
@@ -119,7 +130,7 @@ def prepare(
             shifts = shifts[:1]
         rows, grid = _patches(rows, grid, shifts)
     # Patches are more rows, other groups of periods are more frames.
-    data = data.reshape(-1, patches * keep.sum())
+    data = data.reshape(-1, patches * frequency_selection.sum())
     noise = None
     if level is not None:
         level = level if patches > 1 else level.mean(0)
@@ -136,7 +147,7 @@ def prepare(
     rows /= scale
     rows, data = rows.astype(dtype, copy=False), (data / scale).astype(dtype)
     noise = None if noise is None else noise / scale
-    weights = _weights(rows, noise, keep, settings)
+    weights = _weights(rows, noise, frequency_selection, settings)
     joint = settings.joint_background
     if joint and not measurement.measurement.is_background_corrected:
         empty = (scans / scale).reshape(-1, data.shape[-1]).astype(dtype)
@@ -152,10 +163,12 @@ def prepare(
         penalty = settings.background_penalty
         rows, data = background.eliminate_background(rows, data, vectors, penalty)
     tracers = len(calibrations) if several else None
-    return System(rows, data, weights, keep, grid, tuple(notes), noise, tracers)
+    return System(
+        rows, data, weights, frequency_selection, grid, tuple(notes), noise, tracers
+    )
 
 
-def _rows_alone(rows, keep, grid, settings, notes, tracers):
+def _rows_alone(rows, frequency_selection, grid, settings, notes, tracers):
     needing = ("background", "joint_background", "whitening", "row_norm")
     for name in (*needing, "channel_weights"):
         if getattr(settings, name) != getattr(_PLAIN, name):
@@ -169,7 +182,13 @@ def _rows_alone(rows, keep, grid, settings, notes, tracers):
     dtype = jax.dtypes.canonicalize_dtype(np.complex128)
     rows, nothing = (rows / scale).astype(dtype), np.zeros((0, len(rows)), dtype)
     return System(
-        rows, nothing, None, keep, grid, tuple(notes), tracers=tracers or None
+        rows,
+        nothing,
+        None,
+        frequency_selection,
+        grid,
+        tuple(notes),
+        tracers=tracers or None,
     )
 
 

@@ -128,7 +128,7 @@ def project(
     return matmul(_measurement(basis, u), basis.U.conj())
 
 
-def noise_level(
+def estimate_noise(
     basis: SpectralBasis, u: Inexact[Array | np.ndarray, "*batch M"]
 ) -> Float[Array, "*batch"]:
     """Standard deviation [unit of u] of white noise in u [..., M], frame by frame.

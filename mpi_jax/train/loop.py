@@ -49,7 +49,7 @@ from mpi_jax.train.step import (
 
 
 def validate(
-    config: Config, operator: data.ForwardModel, generator: nn.Module, weights: Any
+    config: Config, forward: data.ForwardModel, generator: nn.Module, weights: Any
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images; samples.
 
@@ -59,19 +59,19 @@ def validate(
     size, found, samples = config.data.batch_size, [], {}
     for start in range(0, config.validation_images, size):  # a size compiled already
         made = data.draw(
-            operator,
+            forward,
             "validation",
             start,
             size,
             config.data.test_snr_db,
             families=config.data.families,
         )
-        out = predict(generator, weights, operator, made.voltage)
+        out = predict(generator, weights, forward, made.voltage)
         mask = out.reconstruction > 0.5
         if out.segmentation is not None:
             mask = out.segmentation > 0
         found.append(
-            metrics.measure(out.reconstruction, made.image, mask, made.mask, 1.0)
+            metrics.scores(out.reconstruction, made.image, mask, made.mask, 1.0)
         )
         if not samples:
             shown = jax.device_get((made, out.reconstruction, mask))
@@ -118,7 +118,7 @@ def run(
         tensorboard()  # to fail before any work where it is missing
     prepare(workdir, config, resume)
     tell("build", 0, 1, {})
-    operator = data.build(config)
+    forward = data.build(config)
     each = config.data.batch_size // jax.device_count()
     key = jax.random.key(config.seed)
     noise, _, steps_key = jax.random.split(key, 3)
@@ -127,16 +127,16 @@ def run(
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
     def shapes_of(shard):
-        return make_batch(operator, data.observe(operator, shard, 0, snr, noise))
+        return make_batch(forward, data.observe(forward, shard, 0, snr, noise))
 
-    grid = operator.scanner.grid
+    grid = forward.scanner.grid
     shapes = jax.eval_shape(lambda: shapes_of(data.pictures(0, 0, each, grid)))
     state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
 
-    def step(state, shard, keys, operator):
+    def step(state, shard, keys, forward):
         start, shown = shard
         own = jax.random.fold_in(keys[1], state.step)
-        batch = make_batch(operator, data.observe(operator, shown, start, snr, keys[0]))
+        batch = make_batch(forward, data.observe(forward, shown, start, snr, keys[0]))
         return train_step(state, batch, own, model=model, tx=tx, axis_name="data")
 
     compiled = data_parallel(step, replicated=1)
@@ -146,7 +146,7 @@ def run(
         if resume and store.latest_step() is not None:
             done, state = checkpoint.restore(store, state)
         keep_lines(workdir / "metrics.jsonl", done)
-        state, everywhere = replicate(state), replicate(operator)
+        state, everywhere = replicate(state), replicate(forward)
         pending: collections.deque = collections.deque()
         result, clock, since = {}, time.monotonic(), done
         best = best_psnr(workdir / "metrics.jsonl")
@@ -170,7 +170,7 @@ def run(
                 if save:
                     averaged = state.average
                     result, samples = validate(
-                        config, operator, model.generator, averaged
+                        config, forward, model.generator, averaged
                     )
                     log.write(done, result)
                     write_samples(workdir, done, samples)

@@ -28,9 +28,7 @@ class Networks(NamedTuple):
     loss: LossConfig
 
 
-def make_networks(
-    config: Config, operator: data.ForwardModel | None = None
-) -> Networks:
+def make_networks(config: Config, forward: data.ForwardModel | None = None) -> Networks:
     """The networks of a config, their sizes checked against the scanner.
 
     Raises ValueError for unknown rows, losses or sizes that don't fit.
@@ -122,7 +120,7 @@ def has_statistics(network: nn.Module) -> bool:
 def predict(
     generator: nn.Module,
     weights: Any,
-    operator: data.ForwardModel,
+    forward: data.ForwardModel,
     voltage: Float[Array, "B C V"],
     largest: float = 1.0,
 ) -> layers.Images:
@@ -133,6 +131,6 @@ def predict(
     """
     params = dict(weights)
     variables = {"batch_stats": params.pop("batch_stats", {}), "params": params}
-    out = generator.apply(variables, *data.inputs(operator, voltage))
-    image = data.refine(operator, voltage, out.reconstruction)
+    out = generator.apply(variables, *data.inputs(forward, voltage))
+    image = data.refine(forward, voltage, out.reconstruction)
     return out._replace(reconstruction=jnp.clip(image, 0, largest))

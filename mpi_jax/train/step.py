@@ -244,6 +244,6 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
 
 
-def make_batch(operator: data.ForwardModel, made: data.Examples) -> Batch:
+def make_batch(forward: data.ForwardModel, made: data.Examples) -> Batch:
     """Examples as the networks take them."""
-    return Batch(data.inputs(operator, made.voltage), made.image, made.mask)
+    return Batch(data.inputs(forward, made.voltage), made.image, made.mask)

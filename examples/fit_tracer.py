@@ -1,6 +1,6 @@
 """Fit core diameter, relaxation time and receive gain to a measured signal, with error bars.
 
-    python launch/fit_tracer.py [--out DIR] [--seed 0] [--help]
+    python examples/fit_tracer.py [--out DIR] [--seed 0] [--help]
 
 A dot of tracer of known place and iron content is scanned; here the simulator measures
 it, with noise, once for every noise seed. The three parameters are fitted in logarithms

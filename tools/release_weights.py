@@ -1,6 +1,6 @@
 """Turn a trained, evaluated run into weights that ship with the package.
 
-    python launch/release_weights.py --workdir runs/small64 [--out mpi_jax/weights]
+    python tools/release_weights.py --workdir runs/small64 [--out mpi_jax/weights]
 
 Writes OUT/CONFIG.safetensors: the weights of the work folder with their config, seed,
 steps, commit and hardware, and the test numbers of the run's own network out of its

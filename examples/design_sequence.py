@@ -1,6 +1,6 @@
 """Choose drive amplitudes, and then dividers, for the sharpest image in a given time.
 
-    python launch/design_sequence.py [--out DIR] [--seed 0] [--help]
+    python examples/design_sequence.py [--out DIR] [--seed 0] [--help]
 
 Figure of merit: the mean posterior variance per pixel of a linear Gaussian
 reconstruction,

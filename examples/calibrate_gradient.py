@@ -1,6 +1,6 @@
 """Image and gradient strength together, from signals of a sample at known table positions.
 
-    python launch/calibrate_gradient.py [--out DIR] [--seed 0] [--help]
+    python examples/calibrate_gradient.py [--out DIR] [--seed 0] [--help]
 
 The selection field is `scale` times its nominal gradient and nobody knows the scale.
 Variable projection: for every scale the best image is a closed form (Tikhonov), so what

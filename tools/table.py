@@ -1,6 +1,6 @@
 """Train learned rows of Table 1 with one budget, and measure them all in one table.
 
-    python launch/table.py --table table32 --workdir runs/table32 [--rows dual physics ...]
+    python tools/table.py --table table32 --workdir runs/table32 [--rows dual physics ...]
         [--seeds 0 1 2] [--num 600] [--methods xspace kaczmarz ...] [--steps 700 ...]
 
 One run after the other, each in a process of its own, in WORKDIR/ROW_SEED. Stopped at any
