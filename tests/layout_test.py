@@ -9,92 +9,173 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mpi_jax"
-BELOW_DATA = {"scanner", "physics", "phantoms", "system_matrix", "configs"}
-# Module -> modules of ours that it may import. configs holds plain settings.
+LONGEST = 500  # lines of a file
+
+SIGNALS = {"scanner", "phantoms", "physics", "noise", "system_matrix"}
+LEARNING = {"data", "train", "models", "configs", "pretrained", "runs", "metrics"}
+# Room -> rooms of ours that it may import, in the order of the data. A room is a module
+# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg` and
+# `_progress` are tools, open to all and importing none of the rooms.
+TOOLS = {"_files", "_checks", "_linalg", "_progress"}
 ALLOWED = {
     "scanner": set(),
-    "physics": {"scanner"},
     "phantoms": {"scanner"},
+    "physics": {"scanner"},
+    "noise": {"scanner", "physics"},
     "system_matrix": {"scanner", "physics"},
-    "open_mpi": {"scanner", "physics", "system_matrix", "mdf"},
-    "phantoms_ood": {"scanner", "open_mpi"},
-    "reconstruct": {"reconstruct"},
-    "models": {"models"},
     "mdf": {"scanner"},
-    "losses": set(),
+    "open_mpi": SIGNALS | {"mdf"},
+    "reconstruct": {"scanner"},
+    "preprocess": {"mdf", "reconstruct", "configs", "scanner"},
+    "models": set(),
+    "configs": set(),
+    "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
-    "controls": set(),
-    "configs": {"configs"},
-    "pipeline": {"configs", "mdf", "reconstruct", "scanner"},
-    "calibrated": {"configs", "mdf", "pipeline", "scanner"},
-    "checkpoint": {"configs"},
-    # The classical images that the network is given are part of its input.
-    "data": BELOW_DATA | {"reconstruct", "calibrated"},
-    "train": {"models", "losses", "metrics", "data", "checkpoint", "configs"},
-    "evaluate": BELOW_DATA
-    | {"reconstruct", "models", "losses", "metrics", "data", "checkpoint", "train"}
-    | {"bootstrap", "controls"},
-    "figure3": {
-        "calibrated",
-        "data",
-        "evaluate",
-        "mdf",
-        "open_mpi",
-        "train",
-        "configs",
-    },
-    "generalise": BELOW_DATA
-    | {"reconstruct", "models", "metrics", "data", "train", "evaluate", "phantoms_ood"}
-    | {"bootstrap"},
-    "report": {"bootstrap"},
+    "runs": {"configs", "pretrained"},
+    "results": set(),
+    "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
+    "train": {"models", "data", "metrics", "runs", "configs", "pretrained"},
+    "methods": SIGNALS | LEARNING | {"mdf", "reconstruct", "preprocess"},
+    "evaluation": SIGNALS
+    | LEARNING
+    | {"mdf", "open_mpi", "reconstruct", "methods", "bootstrap", "results"},
+    "report": {"bootstrap", "results"},
+    "cli": {"*"},
 }
-# Library -> the only modules that may import it.
+# Library -> the only rooms that may import it.
 RESERVED = {
     "matplotlib": {"report"},
     "h5py": {"mdf"},
     "tensorflow_datasets": {"data"},
+    "tyro": {"cli"},
+    "tqdm": {"cli"},
     "argparse": {"cli"},
 }
+# Folders beside the package: programs that take mpi_jax as a user does.
+PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
 
 
 def imports(path):
-    """(module, is it at the top level) of every import in a file."""
-    tree = ast.parse(path.read_text())
-    top = set(map(id, tree.body))
-    for node in ast.walk(tree):
+    """The full name of every module that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in top) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "mpi_jax":
-                names = (f"mpi_jax.{alias.name}" for alias in node.names)
-                yield from ((name, id(node) in top) for name in names)
+            if node.module.split(".")[0] == "mpi_jax":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
-                yield node.module, id(node) in top
+                yield node.module
 
 
-def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if name not in ("__init__", "__main__"):
-            yield name, path
+def reached(path):
+    """(room, name) of every `room.name` where the file imports the room."""
+    tree = ast.parse(path.read_text())
+    rooms = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "mpi_jax"
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in rooms:
+                yield rooms[node.value.id], node.attr
+
+
+def door_of(name):
+    """The text of a room's door, which lists what it gives."""
+    path = PACKAGE / name / "__init__.py"
+    return path.read_text() if path.exists() else ""
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE) + sorted(
+    p for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "__main__")
+)
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_flow_one_way(path):
+    here = room(path)
+    allowed = ALLOWED.get(here, set()) | {here}
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] == "mpi_jax" and len(parts) > 1 and "*" not in allowed:
+            door = parts[1] == "__version__" or parts[1] in TOOLS | allowed
+            assert door, f"{name(path)} imports {module}"
+        if parts[0] in RESERVED:
+            assert here in RESERVED[parts[0]], f"{name(path)} imports {module}"
+        assert parts[0] not in (*PROGRAMS, "tests"), f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_no_circle_inside_a_package(path):
+    """Modules of a package import its modules, never its door."""
+    package = path.parent
+    if package == PACKAGE or path.stem == "__init__":
+        return
+    seen, todo = set(), [path]
+    while todo:
+        for module in imports(todo.pop()):
+            parts = module.split(".")
+            if parts[:2] != ["mpi_jax", package.name] or len(parts) < 3:
+                continue
+            other = package / f"{parts[2]}.py"
+            assert other.exists(), f"{name(path)} imports {module} through the door"
+            assert other != path, f"{name(path)} imports itself in a circle"
+            if other not in seen:
+                seen.add(other)
+                todo.append(other)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_nothing_is_reached_through_another_room(path):
+    """`data.phantoms.x` needs the right to import phantoms, and then imports it."""
+    rooms = {room(p) for p in FILES}
+    for door, attribute in reached(path):
+        door_gives = f'"{attribute}"' in door_of(door)
+        through = attribute in rooms and not door_gives
+        assert not through, f"{name(path)} reaches {attribute} through {door}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_file_has_one_subject(path):
+    assert len(path.read_text().splitlines()) <= LONGEST
 
 
 @pytest.mark.parametrize(
-    "name, path", list(modules()), ids=lambda x: str(getattr(x, "name", x))
+    "path",
+    sorted(p for folder in PROGRAMS for p in (ROOT / folder).rglob("*.py")),
+    ids=name,
 )
-def test_imports_flow_one_way(name, path):
-    for module, _ in imports(path):
+def test_programs_come_in_by_the_doors(path):
+    """No private names of the package, nothing of other programs."""
+    for module in imports(path):
         parts = module.split(".")
-        if parts[0] == "mpi_jax" and len(parts) > 1 and name != "cli":
-            assert parts[1] in ALLOWED[name], f"{path.name} imports {module}"
-        assert name in RESERVED.get(parts[0], {name}), f"{path.name} imports {module}"
-        assert parts[0] not in ("launch", "datasets", "tests")
+        assert parts[0] not in (*PROGRAMS, "tests"), f"{name(path)} imports {module}"
+        if parts[0] == "mpi_jax":
+            private = [p for p in parts if p.startswith("_") and p != "__version__"]
+            assert not private, f"{name(path)} imports {module}"
+
+
+def test_every_room_has_its_rule():
+    assert {room(p) for p in FILES} - TOOLS == set(ALLOWED)
 
 
 def test_help_costs_no_jax():
-    code = "import sys, mpi_jax.cli.main as c; c.main(['--help']); assert 'jax' not in sys.modules"
+    code = (
+        "import sys, mpi_jax.cli.main as c; c.main(['--help']); "
+        "assert 'jax' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -9,7 +9,7 @@ not give its own.
 
 import dataclasses
 
-from mpi_jax.configs import LEARNED
+from mpi_jax.configs.names import LEARNED
 from mpi_jax.configs.schema import Config, PhysicsConfig
 
 TIKHONOV = (1e-3, 1e-4, 1e-5)  # the images of the U-Net

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mpi_jax import phantoms, scanner, system_matrix
@@ -41,6 +42,11 @@ class Examples(NamedTuple):
     mask: Float[Array, "B ny nx"]
     voltage: Float[Array, "B C V"]
     family: Int[Array, " B"]
+
+    @property
+    def family_names(self) -> np.ndarray:
+        """The name of each example's family, [B]."""
+        return np.array(phantoms.FAMILIES)[np.asarray(self.family)]
 
 
 def pictures(

@@ -145,7 +145,7 @@ def _atlas() -> tuple[np.ndarray, np.ndarray]:
     """Depth [10, 48, 48] in glyph heights, and the box (width, height) it covers.
 
     Outlines of the digits of DejaVu Sans (matplotlib's default font; Bitstream Vera
-    licence, which allows this); tests/phantoms_test.py makes the table again.
+    licence, which allows this); tests/phantoms/stream_test.py makes the table again.
     """
     path = pathlib.Path(__file__).with_name("glyphs.npz")
     with np.load(path, allow_pickle=False) as file:

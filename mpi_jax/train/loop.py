@@ -81,7 +81,7 @@ def validate(
                 "true_mask": made.mask.astype(np.uint8),
                 "image": image,
                 "mask": mask.astype(np.uint8),
-                "family": np.array([data.phantoms.FAMILIES[i] for i in made.family]),
+                "family": made.family_names,
             }
     means = {
         f"validation_{name}": float(np.mean([np.mean(f[name]) for f in found]))

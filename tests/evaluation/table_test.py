@@ -13,7 +13,7 @@ from mpi_jax.cli import arguments
 from mpi_jax.evaluation import table
 from mpi_jax.methods import networks, problem
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 METHODS = (
     *("zero", "mean", "nearest", "ridge", "xspace_max", "xspace", "kaczmarz"),
     *("tikhonov", "nonnegative", "transgan"),

@@ -17,11 +17,16 @@ from mpi_jax import configs, physics, scanner, system_matrix
 from mpi_jax.cli import arguments, parser
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "launch"
+
+
+def script(name):
+    """The file of an example or a tool."""
+    (path,) = (p for f in ("examples", "tools") for p in (ROOT / f).glob(f"{name}.py"))
+    return path
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, script(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,7 +35,7 @@ def load(name):
 def run(name, folder, *options):
     """The record of a script run as a user does, in another process."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_NUM_CPU_DEVICES="1")
-    words = [sys.executable, FOLDER / f"{name}.py", "--out", folder, *options]
+    words = [sys.executable, script(name), "--out", folder, *options]
     done = subprocess.run(
         [*map(str, words)], env=environment, capture_output=True, text=True
     )

@@ -1148,8 +1148,8 @@ def test_damage_ends_in_one_clear_line(tmp_path):
     """In a process of its own with little memory and time: HDF5 itself may crash."""
     code = f"""
 import resource, signal, sys, pathlib
-sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
-import mdf_test
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+from mdf import reader_test as mdf_test
 folder = pathlib.Path({str(tmp_path)!r})
 limit = 3 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

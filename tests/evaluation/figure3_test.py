@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calibrated_test import changed, config, folder  # noqa: F401
+from data.calibrated_test import changed, config, folder  # noqa: F401
 
 from mpi_jax import (
     configs,
