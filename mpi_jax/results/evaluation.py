@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Summary(Info):
     schema: int = SCHEMA  # of the file that it was read from
 
     @classmethod
-    def of(cls, value: dict[str, Json], where: str) -> Self:
+    def of(cls, value: dict[str, Json], where: str) -> Summary:
         schema = value.get("schema", 1)
         found = super().of(value, where)
         if not found.rows:
@@ -153,7 +153,7 @@ class Values:
         save_arrays(path, about | named)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> Values:
         arrays = read_arrays(path, "main_snr_db", "family")
         numbers = {}
         for name in (n for n in arrays if "/" in n):
@@ -193,7 +193,7 @@ class Examples:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> Examples:
         names = ("truth", "mask", "family", "pixel_size", "methods", "labels")
         methods = [str(m) for m in read_arrays(path, *names)["methods"]]
         each = [f"{kind}_{m}" for m in methods for kind in ("image", "mask")]

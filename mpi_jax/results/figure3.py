@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Figure3Images:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> Figure3Images:
         names = ("truth", "phantoms", "pixel_size", "methods", "about")
         methods = [str(m) for m in read_arrays(path, *names)["methods"]]
         each = [f"{k}_{n}" for n in range(len(methods)) for k in ("image", "mask")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class GeneralisationValues:
         save_arrays(path, {joined(path, name): v for name, v in parts})
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> GeneralisationValues:
         values = cls(numbers={}, truths={}, images={})
         for name, v in read_arrays(path).items():
             match name.split("|"):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, TypeVar
 
 from mpi_jax._files import (
     Json,
@@ -23,13 +23,16 @@ UNKNOWN = "unknown"
 Setting = None | bool | int | float | str
 
 
+Record = TypeVar("Record", bound="JsonRecord")
+
+
 class JsonRecord:
     """A dataclass that is a JSON object: a file, or a line of one."""
 
     AGAIN: ClassVar[str] = ""  # the verb that writes a file whose version 1 isn't read
 
     @classmethod
-    def of(cls, value: dict[str, Json], where: str) -> Self:
+    def of(cls: type[Record], value: dict[str, Json], where: str) -> Record:
         """Out of the object of a file; where: its name, for complaints."""
         value = dict(value)
         schema = value.pop("schema", 1)
@@ -58,15 +61,12 @@ class JsonRecord:
         return {"schema": SCHEMA, **value}
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls: type[Record], path: Path) -> Record:
         return cls.of(read_json(path), str(path))
 
     def write(self, path: Path) -> None:
         text = json.dumps(self.as_json(), indent=1, ensure_ascii=False)
         write_atomically(path, f"{text}\n")
-
-
-Record = TypeVar("Record", bound=JsonRecord)
 
 
 def write_lines(path: Path, lines: Iterable[JsonRecord]) -> None:

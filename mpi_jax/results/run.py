@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class LogLine(JsonRecord):
         return self.validation_psnr is not None
 
     @classmethod
-    def read_all(cls, path: Path) -> tuple[list[Self], int]:
+    def read_all(cls, path: Path) -> tuple[list[LogLine], int]:
         """Lines of a file, and the number of those that a kill has cut short."""
         values, broken = read_json_lines(path)
         return [cls.of(value, where) for where, value in values], len(broken)
@@ -103,7 +103,7 @@ class Samples:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> Samples:
         names = [f.name for f in dataclasses.fields(cls)]
         arrays = read_arrays(path, *names)
         images = {n: arrays[n] for n in names if n not in ("step", "family")}
