@@ -32,7 +32,7 @@ ALLOWED = {
     "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
-    "runs": {"configs", "pretrained"},
+    "runs": {"configs", "pretrained", "results"},
     "results": set(),
     "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
     "train": {"models", "data", "metrics", "runs", "configs", "pretrained"},
