@@ -81,12 +81,6 @@ def relative_error(result, reference):
     return np.linalg.norm(result - reference) / np.linalg.norm(reference)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 FLAGS = [(True, True), (True, False), (False, True), (False, False)]
 
 
