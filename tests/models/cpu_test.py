@@ -46,7 +46,7 @@ def test_convolution_and_its_slopes_against_loops(shape):
 @pytest.mark.parametrize("chunk", [1, 600, 2**20])
 def test_attention_in_chunks_and_its_slopes_in_float64(chunk, monkeypatch):
     """One cell at a time, two, all: values, slopes, and the slope of a slope (WGAN-GP)."""
-    monkeypatch.setattr(layers, "CHUNK", chunk)
+    monkeypatch.setattr(cpu, "CHUNK", chunk)
     shape, tokens = (6, 3, 9, 4), 9
     parts = [3 * np.asarray(normal(n, *shape), np.float64) for n in range(4)]
     bias = np.asarray(normal(4, 1, 3, tokens, tokens), np.float64)
