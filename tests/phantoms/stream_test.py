@@ -97,6 +97,23 @@ def test_masks_from_the_image_agree_with_coverage(many):
     assert not phantoms.mask(jnp.zeros((8, 8))).any()
 
 
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("families", [phantoms.FAMILIES, ("vessels", "bars")])
+@pytest.mark.parametrize("images", [None, 25])
+def test_positions_of_a_stream(kind, families, images):
+    """Families in turn, each from its own first image again: a loop, in both libraries."""
+    turn = [i for i, name in enumerate(phantoms.FAMILIES) if name in families]
+    left = {number: [] for number in turn}
+    expected = []
+    for n in range(32):
+        number = turn[n % len(turn)]
+        if not left[number]:
+            left[number] = list(range(number, images or 1000, len(phantoms.FAMILIES)))
+        expected.append(left[number].pop(0))
+    got = phantoms.indices(kind(np.arange(32).reshape(4, 8)), families, images)
+    np.testing.assert_array_equal(got, np.reshape(expected, (4, 8)))
+
+
 def test_errors_name_what_came():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="family: expected one of bars.*got 'blob'"):
