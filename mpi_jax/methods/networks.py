@@ -15,8 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpi_jax import configs, pretrained, train
+from mpi_jax import configs, data, phantoms, pretrained, train
 from mpi_jax.configs import Config
+from mpi_jax.methods.problem import Problem, Reconstruction, Solve
+from mpi_jax.methods.table import METHODS, Method
 
 
 def load_network(place: Path) -> tuple[Config, nn.Module, Any]:

@@ -33,6 +33,7 @@ from mpi_jax.configs import Preprocessing
 from mpi_jax.preprocess.frames import NEAR, _weights, measured
 from mpi_jax.preprocess.matrix import _matrix, _patches, _shifts
 from mpi_jax.preprocess.rows import select, transfer
+from mpi_jax.reconstruct.background import background_dictionary, eliminate_background
 from mpi_jax.scanner import Grid
 
 
@@ -159,9 +160,9 @@ def prepare(
         if weights is not None:
             rows, data, empty = weights[:, None] * rows, weights * data, weights * empty
             noise, weights = None if noise is None else noise * weights, None
-        vectors = background.background_dictionary(empty, joint)
+        vectors = background_dictionary(empty, joint)
         penalty = settings.background_penalty
-        rows, data = background.eliminate_background(rows, data, vectors, penalty)
+        rows, data = eliminate_background(rows, data, vectors, penalty)
     tracers = len(calibrations) if several else None
     return System(
         rows, data, weights, frequency_selection, grid, tuple(notes), noise, tracers
