@@ -40,6 +40,11 @@ def pytree(cls: type[Class]) -> type[Class]:
     __post_init__, as jax.tree_util.register_dataclass would.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
+    _register(cls)
+    return cls
+
+
+def _register(cls):
     fields = dataclasses.fields(cls)
     static = [f.name for f in fields if f.metadata.get("static")]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
@@ -55,7 +60,6 @@ def pytree(cls: type[Class]) -> type[Class]:
         return obj
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
 
 
 def array(values):
