@@ -173,10 +173,11 @@ def feed_through(
     start = 2 * np.pi * jnp.asarray(phase, _dtype())
     a = jnp.asarray(amplitude, _dtype())
     parts = a * jnp.cos(start), -a * jnp.sin(start)
-    u = sum(
+    cosine, sine = (
         jnp.einsum("cdh,vdh->cv", part, table, precision="highest")
         for part, table in zip(parts, tables, strict=True)
     )
+    u = cosine + sine
     if scanner.receiver.transfer_function is None:
         return u
     still = dataclasses.replace(scanner.tracer, relaxation_time=None)

@@ -110,8 +110,8 @@ def tracer_kernel(
         f, q = langevin(r * z)
         return (total[0] + w * r * f, total[1] + w * r * (r * q)), None
 
-    weights = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
-    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, weights))[0]
+    share = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
+    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, share))[0]
 
 
 def _selection(scanner: Scanner, dtype) -> Float[Array, "P 3"]:
@@ -315,8 +315,10 @@ def _voltage(scanner, concentration, model):
 
     @jax.checkpoint
     def block(start):
-        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
-        kernel = response(scanner, *rows, model)
+        now, change = (
+            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
+        )
+        kernel = response(scanner, now, change, model)
         flat = kernel.reshape(-1, scanner.grid.size)
         product = jnp.matmul(flat, images, precision="highest")
         return product.reshape(*kernel.shape[:2], -1)

@@ -55,8 +55,10 @@ def _simulate(scanner, model):
 
     @jax.checkpoint
     def block(start):
-        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
-        return physics.response(scanner, *rows, model)
+        now, change = (
+            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
+        )
+        return physics.response(scanner, now, change, model)
 
     def write(matrix, start):
         return jax.lax.dynamic_update_slice_in_dim(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mpi_jax.configs.preprocessing import MatrixBackground
+
 
 @dataclasses.dataclass(frozen=True)
 class ScannerConfig:
@@ -42,7 +44,7 @@ class CalibrationConfig:
     """Lowest frequency in use [Hz]."""
     snr_threshold: float = 1.5
     """Lowest signal-to-noise ratio of a row in use."""
-    background: str = "interpolated"
+    background: MatrixBackground = "interpolated"
     """What the rows lose: none, the mean of the background frames, or these
     interpolated in time."""
 
@@ -184,12 +186,12 @@ def _build(cls, values, where):
             f"{where}: expected the fields {', '.join(fields)}; "
             f"unknown: {sorted(unknown) or 'none'}, missing: {missing or 'none'}"
         )
-    made = {}
+    settings = {}
     for name, value in values.items():
         default = fields[name].default
         if dataclasses.is_dataclass(default):
             value = _build(type(default), value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
-        made[name] = value
-    return cls(**made)
+        settings[name] = value
+    return cls(**settings)

@@ -12,24 +12,34 @@ from jaxtyping import Complex, Float, Int, Shaped
 
 from mpi_jax.mdf.bulk import (
     Choice,
-    _foreground,
-    _stored,
     blocks,
     bulk,
     choose,
+    foreground_frames,
     need,
     result,
+    stored_frequencies,
     system_matrix,
 )
-from mpi_jax.mdf.schema import MDF
+from mpi_jax.mdf.schema import (
+    MDF,
+    CalibrationInfo,
+    ReconstructionInfo,
+    need_acquisition,
+    need_calibration,
+    need_measurement,
+    stored_shape,
+)
 from mpi_jax.mdf.source import PIECE
 
 
 def acquisition_order(file: MDF) -> Int[np.ndarray, " N"]:
     """Stored index of each frame in the order of acquisition."""
     need(file)
-    order = file.measurement.frame_permutation
-    return np.arange(file.acquisition.frames) if order is None else np.argsort(order)
+    order = need_measurement(file).frame_permutation
+    if order is None:
+        return np.arange(need_acquisition(file).frames)
+    return np.argsort(order)
 
 
 def correct_background(
@@ -43,16 +53,17 @@ def correct_background(
     corrected already; raises ValueError where there are no background frames.
     voxels: as given to `system_matrix`.
     """
-    foreground = _foreground(file)
-    background = file.measurement.background
-    wanted = foreground[choose("voxels", voxels, len(foreground))]
-    frames, count, width = file.acquisition.frames, len(background), len(wanted)
+    foreground, m = foreground_frames(file), need_measurement(file)
+    background = m.background
+    chosen = foreground[choose("voxels", voxels, len(foreground))]
+    frames, count = need_acquisition(file).frames, len(background)
+    width = len(chosen)
     if rows.shape[-1] != width + count:
         raise ValueError(
             f"rows: expected {width} voxels + {count} background frames, got "
             f"{list(rows.shape)}"
         )
-    if file.measurement.is_background_corrected:
+    if m.is_background_corrected:
         return rows[..., :width]
     if not count:
         raise ValueError(f"{file.path}: expected background frames, found none")
@@ -64,7 +75,7 @@ def correct_background(
     length = np.diff(block, append=count)
     means = np.add.reduceat(scans, block, axis=-1) / length.astype(rows.real.dtype)
     scans = np.repeat(means, length, axis=-1)
-    place = acquired[wanted] / max(frames - 1, 1) * (count - 1)
+    place = acquired[chosen] / max(frames - 1, 1) * (count - 1)
     low = np.minimum(place.astype(np.int64), max(count - 2, 0))
     high = np.minimum(low + 1, count - 1)
     weight = (place - low).astype(rows.real.dtype)
@@ -74,7 +85,7 @@ def correct_background(
     return out
 
 
-def _grid_of(file):
+def _grid_of(file: MDF) -> CalibrationInfo | ReconstructionInfo:
     grid = file.reconstruction if file.calibration is None else file.calibration
     if grid is None or grid.size is None:
         raise ValueError(f"{file.path}: expected a regular grid, found no size")
@@ -87,11 +98,10 @@ def voxel_order(file: MDF) -> Int[np.ndarray, "nz ny nx"]:
     `rows[..., voxel_order(file)]` turns rows [..., O] into volumes [..., nz, ny, nx].
     """
     grid = _grid_of(file)
-    order = grid.order or "xyz"
-    size = dict(zip("xyz", map(int, grid.size), strict=True))
     # The first letter is the fastest axis, in NumPy the last.
-    axes = order[::-1]
-    index = np.arange(math.prod(size.values())).reshape([size[axis] for axis in axes])
+    axes = (grid.order or "xyz")[::-1]
+    shape = stored_shape(grid)
+    index = np.arange(math.prod(shape)).reshape(shape)
     return index.transpose([axes.index(axis) for axis in "zyx"])[:, ::-1]
 
 
@@ -99,22 +109,20 @@ def grid(file: MDF, plane: int | None = None) -> Any:
     """mpi_jax.scanner.Grid (nz, ny, nx) of the file, or (ny, nx) of the z plane `plane`."""
     from mpi_jax import scanner
 
-    found = _grid_of(file)
-    if found.field_of_view is None:
+    header = _grid_of(file)
+    if header.size is None or header.field_of_view is None:
         raise ValueError(f"{file.path}: expected a fieldOfView, found none")
-    centre = (
-        np.zeros(3)
-        if found.field_of_view_centre is None
-        else found.field_of_view_centre
-    )
-    nx, ny, nz = map(int, found.size)
+    centre = header.field_of_view_centre
+    if centre is None:
+        centre = np.zeros(3)
+    nx, ny, nz = map(int, header.size)
     if plane is None:
-        return scanner.Grid((nz, ny, nx), found.field_of_view, centre)
+        return scanner.Grid((nz, ny, nx), header.field_of_view, centre)
     if not 0 <= plane < nz:
         raise ValueError(f"plane: expected 0 to {nz - 1}, got {plane}")
-    thickness = found.field_of_view[2] / nz
+    thickness = header.field_of_view[2] / nz
     shift = (plane + 0.5 - nz / 2) * thickness
-    field_of_view = np.array([*found.field_of_view[:2], thickness])
+    field_of_view = np.array([*header.field_of_view[:2], thickness])
     return scanner.Grid((ny, nx), field_of_view, centre + np.array([0, 0, shift]))
 
 
@@ -133,15 +141,9 @@ def images(file: MDF, *, frames: Choice = None) -> Shaped[np.ndarray, "Q S nz ny
 
 def frequencies(file: MDF) -> Float[np.ndarray, " K"]:
     """All V // 2 + 1 frequencies [Hz]; measurement.frequency_selection indexes them."""
-    receiver = _receiver(file)
+    receiver = need_acquisition(file).receiver
     step = 2 * receiver.bandwidth / receiver.samples
     return np.arange(receiver.samples // 2 + 1) * step
-
-
-def _receiver(file):
-    if file.acquisition is None:
-        raise ValueError(f"{file.path}: expected /acquisition, found none")
-    return file.acquisition.receiver
 
 
 def mixing_orders(
@@ -153,7 +155,8 @@ def mixing_orders(
     wins, then the larger m_0, m_1, .... 0 and -1 where no |m_d| <= max_order gets there.
     Several frequencies on a drive channel count as several channels.
     """
-    count, drive = _receiver(file).samples // 2 + 1, file.acquisition.drive_field
+    a = need_acquisition(file)
+    count, drive = a.receiver.samples // 2 + 1, a.drive_field
     step = (
         np.rint(drive.base_frequency * drive.cycle / drive.divider).astype(int).ravel()
     )
@@ -189,12 +192,12 @@ def snr(file: MDF) -> Float[np.ndarray, "J C K"]:
     distance from their mean, signal the median distance of voxels near the tracer. Raises
     ValueError where there is neither.
     """
-    foreground, a = _foreground(file), file.acquisition
-    m, stored = file.measurement, _stored(file)
+    foreground, a = foreground_frames(file), need_acquisition(file)
+    m, stored = need_measurement(file), stored_frequencies(file)
     out = np.zeros((a.periods, a.receiver.channels, a.receiver.samples // 2 + 1))
-    if file.calibration.snr is not None:
+    if (known := need_calibration(file).snr) is not None:
         place = stored if m.frequency_selection is None else m.frequency_selection
-        out[..., place] = file.calibration.snr
+        out[..., place] = known
         return out
     if not len(m.background):
         raise ValueError(

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from mpi_jax.mdf.bulk import _stored
-from mpi_jax.mdf.schema import MDF
+from mpi_jax.mdf.bulk import stored_frequencies
+from mpi_jax.mdf.schema import MDF, need_measurement
 
 
 def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[str]:
@@ -45,8 +45,8 @@ def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[
 
     compare("receive channels", lambda a: a.receiver.channels)
     joined = {id(measurement.acquisition): grouping}
-    words = f"{grouping} periods" if grouping > 1 else "period"
-    compare(f"samples per {words}", lambda a: a.receiver.samples * joined.get(id(a), 1))
+    joint = f"{grouping} periods" if grouping > 1 else "period"
+    compare(f"samples per {joint}", lambda a: a.receiver.samples * joined.get(id(a), 1))
     compare("bandwidth", lambda a: a.receiver.bandwidth, " Hz")
     compare("unit", lambda a: a.receiver.unit)
     compare("drive channels", lambda a: a.drive_field.channels)
@@ -56,14 +56,17 @@ def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[
     compare("drive field strength", lambda a: a.drive_field.strength, " T")
     compare("drive field phase", lambda a: a.drive_field.phase, " rad", angle=True)
     compare("gradient", lambda a: a.gradient, " T/m")
-    one, two = (f.measurement.is_transfer_function_corrected for f in both)
+    one, two = (need_measurement(f).is_transfer_function_corrected for f in both)
     if one != two:
         words = [("un" * (not state)) + "corrected" for state in (one, two)]
         problems.append(
             f"transfer function: system matrix {words[0]}, measurement {words[1]}"
         )
-    missing = np.setdiff1d(_stored(system_matrix), _stored(measurement))
-    if measurement.measurement.frequency_selection is not None and len(missing):
+    missing = np.setdiff1d(
+        stored_frequencies(system_matrix), stored_frequencies(measurement)
+    )
+    selection = need_measurement(measurement).frequency_selection
+    if selection is not None and len(missing):
         problems.append(
             f"frequency selection: measurement lacks {len(missing)} frequencies of the "
             f"system matrix, first index {missing[0]}"

@@ -54,11 +54,8 @@ _OLD_NAMES = {
 }
 
 
-# ---------------------------------------------------------------- reading the header
-
-
 @contextlib.contextmanager
-def _open(path):
+def open_hdf5(path):
     """The file for reading; whatever HDF5 stumbles over becomes one line naming it."""
     import h5py
 

@@ -10,12 +10,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from mpi_jax._linalg import dct
-from mpi_jax.mdf.bulk import _stored
+from mpi_jax.mdf.bulk import stored_frequencies
 from mpi_jax.mdf.consistency import contradictions, walk
 from mpi_jax.mdf.schema import (
     GROUPS,
@@ -32,12 +32,13 @@ from mpi_jax.mdf.schema import (
     ReconstructionInfo,
     ScannerInfo,
     StudyInfo,
-    _now,
-    _uuid,
+    need_calibration,
+    need_measurement,
+    new_uuid,
+    stored_shape,
+    time_now,
 )
-from mpi_jax.mdf.source import PIECE, Source, _open, nbytes
-
-# --------------------------------------------------------------------------- writing
+from mpi_jax.mdf.source import PIECE, Source, nbytes, open_hdf5
 
 
 def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
@@ -88,7 +89,14 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
     )
 
 
-def _grid_fields(grid):
+class _GridFields(TypedDict):
+    size: np.ndarray
+    field_of_view: np.ndarray
+    field_of_view_centre: np.ndarray
+    order: str
+
+
+def _grid_fields(grid) -> _GridFields:
     return dict(
         size=np.array(grid.counts),
         field_of_view=np.asarray(grid.field_of_view, np.float64),
@@ -114,16 +122,17 @@ def write_measurement(
     unit and the header must hold no factor. source: a file whose user data, names that
     start with "_", are copied. An existing file is replaced whole or not at all.
     """
-    frames, shape = _layout(header, raw)[:2]
+    frames, shape = _layout(header, raw)
+    m = need_measurement(header)
 
     def place(start, piece):
         part = slice(start, start + len(piece))
-        if header.measurement.is_fast_frame_axis:
+        if m.is_fast_frame_axis:
             yield (..., part), np.moveaxis(piece, 0, -1)
         else:
             yield part, piece
 
-    if header.measurement.sparsity_transformation is not None:
+    if m.sparsity_transformation is not None:
         raise ValueError("header: expected no sparsity_transformation in a measurement")
     _write(path, header, data, (frames, *shape), place, source)
 
@@ -147,7 +156,7 @@ def write_calibration(
     `write_measurement`.
     """
     frames, shape = _layout(header, raw)
-    m, length = header.measurement, shape[-1]
+    m, length = need_measurement(header), shape[-1]
     kind, count = m.sparsity_transformation, len(m.foreground)
     if (kind is None) != (coefficients is None) or not 1 <= (
         coefficients or 1
@@ -165,7 +174,7 @@ def write_calibration(
             done += len(rows)
             at = (*divmod(jc, shape[1]), slice(k, k + len(rows)))
             if kind is not None:
-                yield at, _compress(header, rows, coefficients)
+                yield at, _compress(header, rows, kind, coefficients)
             elif m.is_fast_frame_axis:
                 yield at, rows
             else:
@@ -173,16 +182,15 @@ def write_calibration(
 
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         if np.shape(data) != (*shape, frames):
-            wanted = [*shape, frames]
             raise ValueError(
-                f"data: expected shape {wanted}, got {list(np.shape(data))}"
+                f"data: expected shape {[*shape, frames]}, got {list(np.shape(data))}"
             )
         data = np.asarray(data).reshape(-1, frames)
     rows = math.prod(shape)
     _write(path, header, data, (rows, frames), place, source, coefficients)
 
 
-def _layout(header, raw):
+def _layout(header: MDF, raw: bool) -> tuple[int, tuple[int, int, int]]:
     """N and [J, C, V or K] that a header asks for."""
     a, m = header.acquisition, header.measurement
     if a is None or m is None:
@@ -193,17 +201,17 @@ def _layout(header, raw):
             "header: expected no data_conversion_factor for data in the receiver's unit; "
             "drop it, or say raw=True for stored numbers"
         )
-    columns = len(_stored(header)) if m.is_fourier_transformed else a.receiver.samples
+    columns = a.receiver.samples
+    if m.is_fourier_transformed:
+        columns = len(stored_frequencies(header))
     return a.frames, (a.periods, a.receiver.channels, columns)
 
 
-def _compress(header, rows, coefficients):
+def _compress(header, rows, kind: str, coefficients):
     """(values [.., B + E], 1-based places [.., B]) of the largest coefficients."""
-    foreground = len(header.measurement.foreground)
-    order = header.calibration.order or "xyz"
-    size = dict(zip("xyz", map(int, header.calibration.size), strict=True))
-    grid = rows[:, :foreground].reshape(-1, *[size[axis] for axis in reversed(order)])
-    flat = dct(grid, header.measurement.sparsity_transformation).reshape(len(rows), -1)
+    foreground = len(need_measurement(header).foreground)
+    grid = rows[:, :foreground].reshape(-1, *stored_shape(need_calibration(header)))
+    flat = dct(grid, kind).reshape(len(rows), -1)
     places = np.argsort(-np.abs(flat), axis=1, kind="stable")[:, :coefficients]
     places.sort(axis=1)
     kept = np.take_along_axis(flat, places, axis=1).astype(rows.dtype)
@@ -216,7 +224,8 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         data = np.asarray(data)
         step = max(1, PIECE // max(1, nbytes(data.shape[1:], data.dtype)))
-        pieces = (data[i : i + step] for i in range(0, max(len(data), 1), step))
+        starts = range(0, max(len(data), 1), step)
+        pieces = map(np.asarray, (data[i : i + step] for i in starts))
     else:
         pieces = map(np.asarray, data)
     first = next(pieces, None)
@@ -225,7 +234,9 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     frames, rest = _layout(header, True)
     axes = "K" if m.is_fourier_transformed else "V"
     axes = f"JC{axes}N" if m.is_fast_frame_axis else f"NJC{axes}"
-    stored = (*rest, frames) if m.is_fast_frame_axis else (frames, *rest)
+    stored: tuple[int, ...] = (frames, *rest)
+    if m.is_fast_frame_axis:
+        stored = (*rest, frames)
     indices = None
     if coefficients is not None:
         stored = (*rest, coefficients + len(m.background))
@@ -330,7 +341,7 @@ def _create(path, header, source):
     try:
         with h5py.File(part, "w") as h5:
             new = dataclasses.replace(
-                header, version=VERSION, uuid=_uuid(), time=_now()
+                header, version=VERSION, uuid=new_uuid(), time=time_now()
             )
             for group, cls, where in walk(new):
                 _put_group(h5, group, cls, where)
@@ -386,7 +397,7 @@ def _put_tree(h5, where, tree):
 
 def _copy_user_data(h5, path):
     """Names that start with "_", in every group that the new file has too."""
-    with _open(path) as old:
+    with open_hdf5(path) as old:
         source = Source(old)
         for where in ["/", *[g[1] for g in (GROUPS | SUBGROUPS).values()]]:
             group = old if where == "/" else source.get(where)[0]

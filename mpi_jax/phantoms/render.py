@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mpi_jax.phantoms.families import _propose
+from mpi_jax.phantoms.families import propose
 from mpi_jax.phantoms.items import (
     FAMILIES,
     FILL,
@@ -103,7 +103,7 @@ def _draw(values, kind: str, family, split, half) -> Drawing:
     x, y = at[None] * half[0], at[:, None] * half[1]
 
     def attempt(number):
-        proposal, numbers = _propose(values[number], kind, family, split)
+        proposal, numbers = propose(values[number], kind, family, split)
         drawing = _compose(numbers, proposal, half)
         # Edges as of a fine grid: a soft edge would thicken what is thin.
         return number + 1, drawing, jnp.mean(_paint(drawing, x, y, 1 / 256)[1])
@@ -137,15 +137,15 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     # Tiles, so that items which are elsewhere can be left out; the last may overlap.
     ty, tx = (min(n, max(1, TILE // s)) for n, s in ((ny, sy), (nx, sx)))
     rows, columns = (-(-n // t) for n, t in ((ny, ty), (nx, tx)))
-    across, down = jnp.asarray(across), jnp.asarray(down)
+    all_across, all_down = jnp.asarray(across), jnp.asarray(down)
     empty = jnp.zeros(shape)
 
     def tile(number, found):
         y = jnp.minimum(number // columns * ty, ny - ty)
         x = jnp.minimum(number % columns * tx, nx - tx)
         made = pixels(
-            lax.dynamic_slice(across, (x * sx,), (tx * sx,)),
-            lax.dynamic_slice(down, (y * sy,), (ty * sy,)),
+            lax.dynamic_slice(all_across, (x * sx,), (tx * sx,)),
+            lax.dynamic_slice(all_down, (y * sy,), (ty * sy,)),
         )
         return tuple(
             lax.dynamic_update_slice(f, m, (y, x))

@@ -140,7 +140,8 @@ def _letters(rng: Rng) -> Paint:
             points = (points - (3, 5)) / 10 * height
             points[:, 0] += 0.85 * height * (place - (count - 1) / 2)
             lines += list(np.stack([points[:-1], points[1:]], axis=1))
-    ends = np.stack(_turned(*np.moveaxis(np.array(lines), -1, 0), angle), axis=-1)
+    x, y = np.moveaxis(np.array(lines), -1, 0)
+    ends = np.stack(_turned(x, y, angle), axis=-1)
     ends += _place(rng, np.abs(ends).max() + pen)
     return _strokes(ends[:, 0], ends[:, 1], np.full((len(ends), 2), pen))
 
@@ -261,7 +262,9 @@ def _colony(rng: Rng) -> Paint:
     spread = np.sqrt(rng.uniform(0, 1, count))[:, None]
     points = spread * size[None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     root = np.array([rng.uniform(-0.5, 0.5) * size[0], -size[1]])
-    points, root = (np.stack(_turned(*p.T, turn), axis=-1) for p in (points, root))
+    points, root = (
+        np.stack(_turned(p.T[0], p.T[1], turn), axis=-1) for p in (points, root)
+    )
     nodes, parents = colonise(points, root, kill=rng.uniform(0.03, 0.06))
     radius = murray_radii(parents, rng.uniform(0.006, 0.01))
     thickest = radius.max() if rng.random() < 0.5 else 0.0

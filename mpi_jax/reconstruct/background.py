@@ -1,5 +1,7 @@
 """A background that is reconstructed together with the image."""
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,24 @@ def background_dictionary(
         expect(jnp.any(frames != 0), "frames", "a non-zero entry", "all zero")
     U, s, _ = jnp.linalg.svd((frames / jnp.max(jnp.abs(frames))).T, full_matrices=False)
     return U[:, :rank] * jnp.sqrt(s[:rank] / s[0])[None]
+
+
+@overload
+def eliminate_background(
+    S: LinearOperator,
+    u: Inexact[Array | np.ndarray, "*batch M"],
+    B: Inexact[Array | np.ndarray, "M L"],
+    beta: float | np.number | Float[Array, ""],
+) -> tuple[LinearOperator, Inexact[Array, "*batch M"]]: ...
+
+
+@overload
+def eliminate_background(
+    S: Matrix,
+    u: Inexact[Array | np.ndarray, "*batch M"],
+    B: Inexact[Array | np.ndarray, "M L"],
+    beta: float | np.number | Float[Array, ""],
+) -> tuple[Inexact[Array, "M P"], Inexact[Array, "*batch M"]]: ...
 
 
 def eliminate_background(

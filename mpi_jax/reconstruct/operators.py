@@ -43,7 +43,8 @@ def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
     expected = "a LinearOperator or a matrix [M, P] of floating or complex numbers"
     expect(good, "S", expected, f"shape {S.shape}, {S.dtype}")
     check_finite("S", S)
-    return LinearOperator(Partial(rows, S), Partial(columns, S), S.shape)
+    M, P = S.shape
+    return LinearOperator(Partial(rows, S), Partial(columns, S), (M, P))
 
 
 def _partial(function):
@@ -78,7 +79,7 @@ def gradient(grid: tuple[int, ...]) -> LinearOperator:
 
     def adjoint(y):
         y = y.reshape(*y.shape[:-1], len(grid), *grid)
-        total = 0
+        total = jnp.zeros((*y.shape[: -1 - len(grid)], *grid), y.dtype)
         for part, axis in enumerate(axes):
             one = lax.index_in_dim(y, part, y.ndim - len(grid) - 1, keepdims=False)
             inner = lax.slice_in_dim(one, 0, grid[axis] - 1, axis=one.ndim + axis)
@@ -114,12 +115,12 @@ def system(S, u):
     expect(good, "u", "floating or complex numbers", u.dtype)
     # Real images tell the kind of S.
     c = jax.ShapeDtypeStruct((*u.shape[:-1], P), jnp.finfo(u.dtype).dtype)
-    made, back = jax.eval_shape(S.forward, c), jax.eval_shape(S.adjoint, u)
-    expected, got = (u.shape, c.shape), (made.shape, back.shape)
+    product, back = jax.eval_shape(S.forward, c), jax.eval_shape(S.adjoint, u)
+    expected, got = (u.shape, c.shape), (product.shape, back.shape)
     expect(got == expected, "S", f"products of shapes {expected}", got)
-    kinds = [jnp.iscomplexobj(array) for array in (made, back, u)]
-    expected = f"the kind of S ({made.dtype}): both real or both complex"
-    expect(len(set(kinds)) == 1, "u", expected, u.dtype)
+    kinds = [jnp.iscomplexobj(array) for array in (product, back, u)]
+    kind = f"the kind of S ({product.dtype}): both real or both complex"
+    expect(len(set(kinds)) == 1, "u", kind, u.dtype)
     check_finite("u", u)
     return S, u
 

@@ -1,6 +1,6 @@
 """The regularisation parameter from the data: L-curve, discrepancy."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ from mpi_jax._linalg import _count, check_positive, expect, norm
 from mpi_jax.reconstruct import operators
 
 
-class LCurve(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LCurve:
     """Residual norms, solution norms, curvature [..., L] and the corner's index [...].
 
     The curvature is that of (log residual, log solution); the ends have none, -inf.
@@ -109,8 +111,8 @@ def l_curve(
         check_positive(name, array)
     if not isinstance(lams, jax.core.Tracer):
         steps = np.diff(lams)
-        good = (steps > 0).all() or (steps < 0).all()
-        expect(good, "lams", "values that rise or fall", lams)
+        ordered = bool((steps > 0).all() or (steps < 0).all())
+        expect(ordered, "lams", "values that rise or fall", lams)
 
     t, x, y = (jnp.log(array) for array in arrays)
     t = jnp.broadcast_to(t.reshape((1,) * (x.ndim - 1) + t.shape), x.shape)

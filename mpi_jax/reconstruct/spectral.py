@@ -47,8 +47,8 @@ def with_rho(basis: SpectralBasis, rho: float) -> SpectralBasis:
         resolvent = jnp.eye(voxels, dtype=basis.V.dtype) - matmul(
             basis.V * share[None], basis.V.T
         )
-    rho = jnp.asarray(rho, basis.s.dtype)
-    return dataclasses.replace(basis, rho=rho, resolvent=resolvent)
+    penalty = jnp.asarray(rho, basis.s.dtype)
+    return dataclasses.replace(basis, rho=penalty, resolvent=resolvent)
 
 
 def spectral_basis(

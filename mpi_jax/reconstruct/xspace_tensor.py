@@ -274,7 +274,7 @@ def blur(
     spectrum = jnp.fft.rfft2(jnp.asarray(image, plan.kernel.dtype), plan.padded)
     kernel = plan.kernel.reshape((1,) * (image.ndim - 2) + plan.kernel.shape)
     blurred = jnp.fft.irfft2(spectrum * kernel, plan.padded)
-    return plan.peak * blurred[..., :ny, :nx]
+    return blurred[..., :ny, :nx] * plan.peak
 
 
 @partial(jax.jit, static_argnames="iterations")

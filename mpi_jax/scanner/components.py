@@ -24,11 +24,11 @@ from mpi_jax.scanner._pytree import (
     Matrix,
     Scalar,
     Vector,
-    _static,
     not_negative,
     numbers,
     positive,
     pytree,
+    static,
 )
 from mpi_jax.scanner.grid import Grid
 
@@ -52,7 +52,7 @@ class Tracer:
     iron_concentration: Scalar = 50.0
     diameter_spread: Scalar | None = None
     relaxation_time: Scalar | None = None
-    diameter_nodes: int = _static(default=16)
+    diameter_nodes: int = static(default=16)
 
     def __post_init__(self):
         for name in (
@@ -115,11 +115,11 @@ class DriveField:
     """
 
     amplitude: Vector
-    divider: tuple[int, int, int] = _static()
+    divider: tuple[int, int, int] = static()
     phase: Vector = (0.0, 0.0, 0.0)
     base_frequency: Scalar = 2.5e6
-    oversampling: int = _static(default=1)
-    waveform: tuple[str, str, str] = _static(default=("sine",) * 3)
+    oversampling: int = static(default=1)
+    waveform: tuple[str, str, str] = static(default=("sine",) * 3)
 
     def __post_init__(self):
         numbers(self, "amplitude", (3,))
@@ -237,9 +237,9 @@ class Receiver:
     """
 
     sensitivity: Float[Array | np.ndarray, "*batch_and_map"]
-    scaling: str = _static(default="moment")
+    scaling: str = static(default="moment")
     transfer_function: Complex[Array | np.ndarray, "*batch C K"] | None = None
-    oversample: int = _static(default=1)
+    oversample: int = static(default=1)
 
     def __post_init__(self):
         if self.scaling not in ("moment", "si"):
@@ -330,9 +330,9 @@ class CalibratedScanner:
     """
 
     grid: Grid
-    channels: int = _static()
-    samples: int = _static()
-    sampling_rate: float = _static()
+    channels: int = static()
+    samples: int = static()
+    sampling_rate: float = static()
 
     def frequencies(self) -> np.ndarray:
         """Frequency of each rfft bin [K] Hz."""

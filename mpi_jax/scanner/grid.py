@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mpi_jax.scanner._pytree import Vector, _static, numbers, positive, pytree
+from mpi_jax.scanner._pytree import Vector, numbers, positive, pytree, static
 
 
 @pytree
@@ -20,7 +20,7 @@ class Grid:
     centre [3] m. Pixel centres lie at (i + 1/2) * pitch from the edge.
     """
 
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = static()
     field_of_view: Vector
     centre: Vector = (0.0, 0.0, 0.0)
 

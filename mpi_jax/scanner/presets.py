@@ -146,12 +146,13 @@ def circular_coil(
     pieces of wire on the host in float64; stack the maps of C coils for a Receiver. On
     its axis a turn makes mu0 R^2 / (2 (R^2 + z^2)^(3/2)).
     """
-    if not radius > 0 or segments < 3 or not np.any(axis):
+    direction = np.asarray(axis, np.float64)
+    if not radius > 0 or segments < 3 or not np.any(direction):
         raise ValueError(
             "circular_coil: expected radius > 0, segments >= 3 and an axis that isn't "
-            f"zero, got {radius}, {segments}, {list(axis)}"
+            f"zero, got {radius}, {segments}, {direction.tolist()}"
         )
-    normal = np.asarray(axis, np.float64) / np.linalg.norm(axis)
+    normal = direction / np.linalg.norm(direction)
     across = np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))])
     across /= np.linalg.norm(across)
     angle = 2 * np.pi * np.arange(segments)[:, None] / segments
