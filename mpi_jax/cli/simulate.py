@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mpi_jax import data
 
 
+_MDF_SNR = 20.0  # of one period of an MDF file [dB]
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Phantoms and their noisy voltages as an .npz file; or a measurement and a
@@ -130,7 +133,7 @@ def _simulate_mdf(options: Options) -> None:
 
     _check_mdf(options)
     open_mpi.sequence_scanner(options.config, options.voxels)  # before the work
-    snr = {} if options.snr is None else {"snr_db": options.snr}
+    snr = _MDF_SNR if options.snr is None else options.snr
     volume = options.config == "open_mpi_3d"
     with Progress() as tell:
         if options.calibration is not None:
@@ -140,7 +143,7 @@ def _simulate_mdf(options: Options) -> None:
                 options.config,
                 voxels=options.voxels,
                 seed=options.seed,
-                **snr,
+                snr_db=snr,
             )
         tell("measurement", 0, 1, {})
         open_mpi.write_measurement(
@@ -150,7 +153,7 @@ def _simulate_mdf(options: Options) -> None:
             seed=options.seed,
             periods=None if volume else options.periods,
             frames=options.periods if volume else None,
-            **snr,
+            snr_db=snr,
         )
     for path in (options.calibration, options.out):
         if path is not None:
