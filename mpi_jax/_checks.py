@@ -34,7 +34,7 @@ def brief(values: np.ndarray) -> str:
 
 def is_integer(value: Any) -> bool:
     """Whether it is a whole number of Python, NumPy or JAX; True and False are not."""
-    if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == bool:
+    if isinstance(value, (bool, np.bool_)):
         return False
     try:
         operator.index(value)
@@ -59,8 +59,8 @@ def check_real(name: str, array: Any) -> None:
     """ValueError for complex numbers where real ones are meant, and for no numbers."""
     dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
     # jnp's, not NumPy's: bfloat16 is a number, too.
-    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    expect(real or dtype == bool, name, "real numbers", dtype)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    expect(any(jnp.issubdtype(dtype, k) for k in kinds), name, "real numbers", dtype)
 
 
 def check_finite(name: str, array: Any) -> None:

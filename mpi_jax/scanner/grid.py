@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mpi_jax._checks import DISTANCE, LENGTH, check_count, check_signal, expect, is_integer
+from mpi_jax._checks import (
+    DISTANCE,
+    LENGTH,
+    check_count,
+    check_signal,
+    expect,
+    is_integer,
+)
 from mpi_jax.scanner._pytree import Vector, _static, numbers, pytree
 
 
@@ -88,7 +95,9 @@ class Grid:
         batch, axes = fine.shape[: fine.ndim - n], fine.shape[fine.ndim - n :]
         expect(
             len(axes) == n
-            and all(a % b == 0 and a >= b for a, b in zip(axes, self.shape, strict=True)),
+            and all(
+                a % b == 0 and a >= b for a, b in zip(axes, self.shape, strict=True)
+            ),
             "fine",
             f"trailing axes that are multiples of {self.shape}",
             f"shape {list(fine.shape)}",

@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mpi_jax._checks import DISTANCE, LENGTH, check_count, check_positive, expect, is_integer
-
+from mpi_jax._checks import (
+    DISTANCE,
+    LENGTH,
+    check_count,
+    check_positive,
+    expect,
+    is_integer,
+)
 from mpi_jax.scanner._pytree import (
     BOLTZMANN,
     VACUUM_PERMEABILITY,
