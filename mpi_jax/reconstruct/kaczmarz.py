@@ -56,8 +56,9 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Inexact, Integer, Key, Num, UInt32
 
+from mpi_jax._checks import expect
 from mpi_jax._linalg import matmul
-from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked, expect
+from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked
 
 
 def solve(
