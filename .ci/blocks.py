@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUN = {"sh": ["bash", "-euo", "pipefail", "-s"], "python": [sys.executable, "-"]}
 SHOWN = ("text", "json", "yaml")
-CHECKOUT = ("tests", "style", "site")  # run by .ci/run, in the repository
+CHECKOUT = ("tests", "setup", "style", "site")  # run by .ci/run, in the repository
 # Name -> (what, by what) of the short form that is run. The installed wheel stands for
 # `pip install .`, and few images and steps for many.
 SHORT = {
@@ -149,7 +149,9 @@ def run_page(page_blocks: list[Block], folder: Path) -> list[str]:
 
     Behind a block that fails the page's others are left out.
     """
-    ignored = shutil.ignore_patterns("mpi_jax", ".git", ".venv", "runs", "*cache*")
+    ignored = shutil.ignore_patterns(
+        *("mpi_jax", ".git", ".venv", "build", "runs", "*cache*")
+    )
     shutil.copytree(ROOT, folder, ignore=ignored)
     for block in page_blocks:
         text, start = short(block), time.perf_counter()
