@@ -38,22 +38,49 @@ def readme_table(paths: list[Path]) -> str:
             words.append(
                 f"networks trained on {counts} images ({summary['trained_on']})"
             )
+        grouped = by_what_is_given(main)
         table = Table(
             "",
             ("Method", *(column[0] for column in README_COLUMNS)),
             [
                 (
                     str(line["label"]),
-                    *(_cell(line, key, part) for _, key, part, _ in README_COLUMNS),
+                    *(
+                        _cell(line, key, part) if "method" in line else ""
+                        for _, key, part, _ in README_COLUMNS
+                    ),
                 )
-                for _, line in main
+                for _, line in grouped
             ],
-            best=_best(main, README_COLUMNS),
+            best=_best(grouped, README_COLUMNS),
         )
         body = markdown(table).split("\n\n")[1]
         note = f"SSIM: {summary['ssim']}; intervals: {summary['intervals']}."
         parts += ["; ".join(words) + ".", body, note]
     return "\n\n".join(parts)
+
+
+# What the network of a line is given -> the heading of such lines.
+GIVEN = {
+    "voltage": "*Networks that are given the voltage alone*",
+    "physics": "*Networks that are given classical images of the signal*",
+}
+
+
+def by_what_is_given(lines: list[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    """The lines of a table, classical ones first, then networks under two headings, so
+    that those which know the scanner stand apart from those of the paper's kind. A
+    heading is a line of a label alone.
+    """
+    groups: dict[str, list[tuple[str, dict]]] = {"": [], "voltage": [], "physics": []}
+    for method, line in lines:
+        about = line.get("about") or {}
+        network = "physics" if about.get("physics") else "voltage"
+        groups[network if about.get("generator") else ""].append((method, line))
+    for given, heading in GIVEN.items():
+        if groups[given]:
+            groups[given].insert(0, ("", {"label": heading}))
+    return [line for group in groups.values() for line in group]
 
 
 def fill(text: str, folder: Path) -> str:
@@ -95,6 +122,6 @@ END = "<!-- end of results -->"
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m mpi_jax.report.readme README.md results")
+        sys.exit("usage: python -m mpi_jax.report.readme docs/results.md results")
     page, folder = map(Path, sys.argv[1:])
     replace(page, fill(page.read_text(encoding="utf-8"), folder).encode())
