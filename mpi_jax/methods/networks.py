@@ -91,10 +91,13 @@ class Network:
         return tuple(f for f in phantoms.FAMILIES if f not in seen)
 
 
-def of_runs(places: Sequence[Path]) -> dict[str, Network]:
+def of_runs(
+    places: Sequence[Path], calibration: Path | None = None
+) -> dict[str, Network]:
     """The networks of work folders (or weights files), by name.
 
     The name is that of the config; runs of one config are told apart by their folders.
+    calibration: where the MDF calibration of the runs is now, if not where they know.
     Raises ValueError for a folder without weights, and for two of one name.
     """
     loaded = []
@@ -105,7 +108,8 @@ def of_runs(places: Sequence[Path]) -> dict[str, Network]:
                 f"{place}: has no weights yet; finish its training with --resume, or "
                 "leave it out"
             )
-        loaded.append((place, *load_network(place)))
+        config, generator, weights = load_network(place)
+        loaded.append((place, _at(config, calibration), generator, weights))
     names = [config.name for _, config, _, _ in loaded]
     names = [
         place.resolve().name if names.count(name) > 1 or name in METHODS else name
@@ -124,7 +128,7 @@ def of_runs(places: Sequence[Path]) -> dict[str, Network]:
                 name,
                 title,
                 "learned",
-                {"largest": 1.0},
+                _settings(config),
                 partial(_solver, config, generator, weights),
                 physics=bool(config.physics.rank),
             ),
@@ -138,10 +142,24 @@ def of_runs(places: Sequence[Path]) -> dict[str, Network]:
     }
 
 
+def _at(config: Config, calibration: Path | None) -> Config:
+    """The config with its calibration where it is now."""
+    if calibration is None:
+        return config
+    moved = dataclasses.replace(config.calibration, path=str(calibration))
+    return dataclasses.replace(config, calibration=moved)
+
+
 def shipped(name: str) -> Network:
     """The network of the weights that ship for a config; ValueError for other names."""
     (network,) = of_runs([pretrained.shipped(name)]).values()
     return network
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """largest: images are cut there; refine: steps towards the measured signal."""
+    refine = {"refine": config.physics.refine} if config.physics.refine else {}
+    return {"largest": 1.0, **refine}
 
 
 def _solver(
@@ -151,6 +169,7 @@ def _solver(
     problem: Problem,
     *,
     largest: float,
+    refine: int = 0,
 ) -> Solve:
     """Images in [0, largest], of voltages [B, C, V] of the scanner of a run."""
     if problem.unit is None or problem.config is None:
@@ -159,6 +178,7 @@ def _solver(
             "for (--config or --run), got a system matrix"
         )
     forward = forward_model(problem, config)
+    forward = dataclasses.replace(forward, refine=refine)
 
     def solve(u):
         out = train.predict(generator, weights, forward, u, largest=largest)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from mpi_jax._spelling import expect_one_of
 from mpi_jax.methods.settings import Settings
 
 if TYPE_CHECKING:
@@ -147,10 +147,5 @@ METHODS: dict[str, Method] = {
 def get(name: str, further: Mapping[str, Method] | None = None) -> Method:
     """A method by its name, of METHODS or of `further`; ValueError for any other."""
     known = {**METHODS, **(further or {})}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(
-            f"method: {hint}expected one of {', '.join(known)}; got {name!r}"
-        )
+    expect_one_of("method", name, known)
     return known[name]
