@@ -23,7 +23,14 @@ def home(tmp_path, monkeypatch):
 
 
 def processor(monkeypatch, text):
-    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: text)
+    """The folder on a processor that describes itself in this text."""
+    read = pathlib.Path.read_text
+
+    def told(path, *args, **kwargs):
+        cpu = path == pathlib.Path("/proc/cpuinfo")
+        return text if cpu else read(path, *args, **kwargs)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", told)
     return environment.programs_folder()
 
 
