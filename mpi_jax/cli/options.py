@@ -82,14 +82,21 @@ def _texts(cls: type) -> dict[str, str]:
 def listed(cls: type, path: str | None = None) -> Iterator[tuple[str, Field]]:
     """(--name, field) of every option of a verb; (NAME, field) of an argument."""
     for field in fields(cls):
-        name = field.name.replace("_", "-")
         if _is_dataclass(field.kind):
             # Those of the verb itself add nothing to the names of their fields.
-            yield from listed(field.kind, "" if path is None else f"{path}{name}.")
-        elif field.positional:
-            yield name.upper(), field
+            below = f"{path}{_dashed(field)}."
+            yield from listed(field.kind, "" if path is None else below)
         else:
-            yield f"--{path or ''}{name}", field
+            yield _name(field, path or ""), field
+
+
+def _dashed(field: Field) -> str:
+    return field.name.replace("_", "-")
+
+
+def _name(field: Field, path: str = "") -> str:
+    """--name of an option, NAME of an argument."""
+    return _dashed(field).upper() if field.positional else f"--{path}{_dashed(field)}"
 
 
 def parse(
@@ -167,16 +174,15 @@ def _spelt(arguments: Sequence[str], known: dict[str, Field], verb: str) -> list
 
 def _check_complete(cls: type, arguments: Sequence[str], verb: str) -> None:
     """ValueError where an option is missing that the verb can't do without."""
-    required = [
-        f"--{field.name.replace('_', '-')}"
-        for field in fields(cls)
-        if field.default is dataclasses.MISSING and not field.positional
-    ]
-    missing = [name for name in required if name not in arguments]
+    missing = []
+    for field in fields(cls):
+        name = _name(field)
+        if field.default is dataclasses.MISSING:
+            is_there = bool(arguments) if field.positional else name in arguments
+            missing += [] if is_there else [name]
     if missing and not {"-h", "--help"} & set(arguments):
         raise ValueError(
-            f"mpi-jax {verb}: expected {' and '.join(missing)} too "
-            f"(see mpi-jax {verb} --help)"
+            f"{verb}: expected {' and '.join(missing)} (see mpi-jax {verb} --help)"
         )
 
 
@@ -226,7 +232,9 @@ def _annotated(field: Field, default: Any) -> Any:
         told = "default" in field.text.lower()
         shown["help_behavior_hint"] = "" if told else "(default: none)"
     if bool in _choices(field.kind):
-        shown["metavar"] = f"| --no-{field.name.replace('_', '-')}"
+        shown["metavar"] = f"| --no-{_dashed(field)}"
+    if field.positional:
+        shown["metavar"] = _name(field)
     extras = [tyro.conf.arg(**shown), _reading(field.kind)]
     extras += [tyro.conf.Positional] if field.positional else []
     return Annotated[(field.kind, *extras)]

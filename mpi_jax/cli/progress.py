@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -33,7 +33,7 @@ class Progress:
         self.seen: set[str] = set()  # stages that have reported
         self.pace: dict[str, tuple[int, float]] = {}  # of a stage: steps, seconds
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
