@@ -63,9 +63,10 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     Raises FileNotFoundError, or ValueError for a file that can't be read or lacks one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise

@@ -185,8 +185,8 @@ def test_tensorboard_has_the_numbers_of_the_log(tmp_path):
     config = dataclasses.replace(configs.get("test"), tensorboard=True)
     with runs.Log(tmp_path, config, 0) as log:
         log.write(3, {"mae": 0.25}, 1.0)
-    line = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert line == {"step": 3, "images": 48, "seconds": 1.0, "mae": 0.25}
+    ((line,), _) = results.LogLine.read_all(tmp_path / "metrics.jsonl")
+    assert line == results.LogLine(step=3, images=48, seconds=1.0, mae=0.25)
     (events,) = (tmp_path / "tensorboard").iterdir()
     event = tensorboard.proto.event_pb2.Event()
     content, found = events.read_bytes(), {}
@@ -201,7 +201,7 @@ def test_tensorboard_has_the_numbers_of_the_log(tmp_path):
 def test_metrics_lines_follow_the_checkpoint(tmp_path):
     """Lines after the checkpoint, and a line cut by a kill, go; the rest stays."""
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": n, "mae": 1.0}) for n in (10, 20, 30)]
+    lines = [json.dumps({"step": n, "images": n, "mae": 1.0}) for n in (10, 20, 30)]
     path.write_text("\n".join(lines) + '\n{"step": 4')
     runs.keep_lines(path, 20)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [

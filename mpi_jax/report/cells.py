@@ -144,15 +144,15 @@ def name_cell(line: Tuned) -> str:
 def edge_notes(lines: Iterable[Tuned]) -> tuple[str, ...]:
     """What the mark means, in one note; none where nothing is marked."""
     words = [
-        f"{line.label}: {name} = {setting_text(line.settings.get(name))}"
+        f"{line.label}, {name} = {setting_text(line.settings.get(name))}"
         for line in lines
         for name in line.at_edge
     ]
     if not words:
         return ()
     return (
-        f"{EDGE} {'; '.join(dict.fromkeys(words))} is at an end of what was tried, so "
-        "that a value beyond may be better.",
+        f"{EDGE} Found at an end of what was tried, so that a value beyond it may be "
+        f"better: {'; '.join(dict.fromkeys(words))}.",
     )
 
 

@@ -297,7 +297,7 @@ def samples_figure(samples: list[Samples]) -> "Figure":
     """Rows: validation images. Columns: the truth, then what the network made of them."""
     newest = samples[-1]
     size, gap, left, head = 1.05, 0.04, 0.32, 0.3
-    height = size * aspect(newest.truth, (1, 1))
+    height = size * aspect(newest.truth, (1.0, 1.0))
     width = left + (1 + len(samples)) * (size + gap)
     figure, canvas = new_canvas(width, head + len(newest.truth) * (height + gap))
     columns = [("Ground truth", newest.truth, newest.true_mask, TRUTH_COLOUR)]

@@ -78,7 +78,7 @@ class GeneralisationTable(JsonRecord):
 
     methods: tuple[MethodInfo, ...]
     rows: tuple[GeneralisationRow, ...]
-    first_network: str | None  # excesses are over its drops
+    first_network: str | None = None  # excesses are over its drops
     num: int
     snr_db: float
     grid: tuple[int, int]
