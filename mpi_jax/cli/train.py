@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from mpi_jax import configs
@@ -17,14 +18,17 @@ def demo(options) -> None:
 
     began = time.monotonic()
     config = configs.get(options.config)
-    # Beside what is trained here: weights that ship for the same scanner.
+    # Beside what is trained here: weights that ship for the same scanner. All of them
+    # are shown the same signals, sampled as those that the weights were trained on.
     folders = []
     for name in configs.SHIPPED:
-        other = configs.get(name)
-        if (other.scanner, other.data.test_snr_db) == (
-            config.scanner,
-            config.data.test_snr_db,
-        ):
+        stored = pretrained.load_weights(pretrained.shipped(name))[1]["config"]
+        other = configs.from_dict(stored)
+        oversample = other.scanner.oversample
+        scanner = dataclasses.replace(config.scanner, oversample=oversample)
+        same = (other.scanner, other.data.test_snr_db)
+        if same == (scanner, config.data.test_snr_db):
+            config = dataclasses.replace(config, scanner=scanner)
             folders.append(options.workdir / f"shipped_{name}")
     with Progress() as tell:
         train.run(config, options.workdir, resume=options.resume, tell=tell)
