@@ -19,6 +19,10 @@ class ScannerConfig:
     """Image side [pixels]; the field of view is the preset's."""
     model: str = "tensor"
     """Particle model of the presets: tensor (physics) or mpirf (the paper's simulator)."""
+    oversample: int = 2
+    """Signals of a preset are simulated at this multiple of the sampling rate [1] and
+    low-passed; 1 lets harmonics above half the rate fold back. Of the tensor model only:
+    mpirf always takes 1, as its simulator does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +180,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of to_dict, also after JSON. ValueError on missing or unknown fields."""
+    """The inverse of to_dict, also after JSON. ValueError on missing or unknown fields.
+
+    Settings stored before there was scanner.oversample are read with 1, the sampling that
+    their runs were made with.
+    """
+    scanner = values.get("scanner", {}) if isinstance(values, dict) else None
+    if isinstance(scanner, dict):
+        values = {**values, "scanner": {"oversample": 1, **scanner}}
     return _build(Config, values, "config")
 
 

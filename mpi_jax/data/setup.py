@@ -38,7 +38,9 @@ def make_scanner(config: Config) -> scanner.Scanner | scanner.CalibratedScanner:
             f"got {config.calibration.path!r}"
         )
     physics.check_model(settings.model)
-    return PRESETS[settings.preset](settings.pixels)
+    # The paper's simulator samples the signal as it is.
+    oversample = settings.oversample if settings.model == "tensor" else 1
+    return PRESETS[settings.preset](settings.pixels, oversample=oversample)
 
 
 def simulator(config: Config) -> ForwardModel:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, and the right ones are kept."""
 
+
 import jax
 import numpy as np
 import pytest
