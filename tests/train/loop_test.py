@@ -125,7 +125,7 @@ def test_critic_steps_are_updates_on_the_images_of_the_step():
     sgd = optax.sgd(0.1)
     tx, made, key = train.Optimisers(sgd, sgd, 0.9), batch(), jax.random.key(7)
     state, _ = start(model)
-    state = state.replace(
+    state = state._replace(
         generator_optimiser=sgd.init(state.generator),
         discriminator_optimiser=sgd.init(state.discriminator),
     )
@@ -166,7 +166,7 @@ def test_eight_devices_equal_one(make):
     state, _ = start(model)
     sgd = optax.sgd(0.1)
     tx = train.Optimisers(sgd, sgd, 0.9)
-    state = state.replace(
+    state = state._replace(
         generator_optimiser=sgd.init(state.generator),
         discriminator_optimiser=sgd.init(state.discriminator),
     )
