@@ -32,7 +32,7 @@ ALLOWED = {
     "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
-    "runs": {"configs", "pretrained"},
+    "runs": {"configs", "pretrained", "results"},
     "results": set(),
     "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
     "train": {"models", "data", "metrics", "runs", "configs", "pretrained"},
@@ -54,6 +54,8 @@ RESERVED = {
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
+# Tests of what is no single module: the house, programs, measured data of others.
+BESIDE = {"layout", "measured", *PROGRAMS}
 
 
 def imports(path):
@@ -97,6 +99,15 @@ def room(path):
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE) + sorted(
     p for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "__main__")
 )
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def mirrored(path):
+    """The module that a test file tests, below mpi_jax."""
+    module = path.relative_to(ROOT / "tests")
+    return module.with_name(module.name.replace("_test.py", ".py"))
 
 
 def name(path):
@@ -147,9 +158,27 @@ def test_nothing_is_reached_through_another_room(path):
         assert not through, f"{name(path)} reaches {attribute} through {door}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", FILES + TESTS, ids=name)
 def test_a_file_has_one_subject(path):
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+def test_tests_mirror_the_package():
+    """tests/<package>/<module>_test.py tests that module; what they share: tests/support."""
+    astray = [
+        name(path)
+        for path in TESTS
+        if path.stem.endswith("_test")
+        and not (PACKAGE / mirrored(path)).is_file()
+        and str(mirrored(path).with_suffix("")) not in BESIDE
+    ]
+    assert not astray, f"no such modules of mpi_jax: {', '.join(astray)}"
+    helpers = {
+        path.parent.relative_to(ROOT / "tests").as_posix()
+        for path in TESTS
+        if not path.stem.endswith("_test") and path.stem != "conftest"
+    }
+    assert helpers <= {"support"}, f"expected helpers in tests/support, found {helpers}"
 
 
 @pytest.mark.parametrize(

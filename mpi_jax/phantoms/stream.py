@@ -98,7 +98,7 @@ def image(split: str, index, grid) -> Float[Array, "ny nx"]:
 
 
 def indices(
-    position: Int[Array, "*n"],
+    position: Int[Array | np.ndarray, "*n"],
     families: tuple[str, ...] = FAMILIES,
     images: int | None = None,
 ) -> Int[Array, "*n"]:

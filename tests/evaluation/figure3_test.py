@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.calibrated_test import changed, config, folder  # noqa: F401
+from support.calibrated_scanner import changed
 
 from mpi_jax import (
     configs,
@@ -25,7 +25,8 @@ from mpi_jax.reconstruct import kaczmarz
 
 
 @pytest.fixture(scope="module")
-def small(config):  # noqa: F811
+def small(calibrated_config):
+    config = calibrated_config
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch_size=6),
@@ -74,10 +75,10 @@ def test_classical_methods_take_the_file(small, forward):
         classical.xspace_solver(p)
 
 
-def test_figure(small, forward, runs, folder, tmp_path, capsys):  # noqa: F811
+def test_figure(small, forward, runs, calibrated_folder, tmp_path, capsys):
     out = tmp_path / "figure"
     words = ["figure3", "--phantoms", "shape", "--runs", *map(str, runs)]
-    words += ["--measurements", str(folder / "shape.mdf"), "--out", str(out)]
+    words += ["--measurements", str(calibrated_folder / "shape.mdf"), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "Dual-task TransGAN + physics" in said and "Single-task" in said
@@ -96,7 +97,9 @@ def test_figure(small, forward, runs, folder, tmp_path, capsys):  # noqa: F811
         data.calibrated.preprocessing(small), background="mean", periods=(4, 8)
     )
     file = data.calibrated.read(small)
-    system = preprocess.prepare(file, mdf.read(folder / "shape.mdf"), settings)
+    system = preprocess.prepare(
+        file, mdf.read(calibrated_folder / "shape.mdf"), settings
+    )
     # Networks and solvers get each channel in the unit of its training signals.
     channel = np.nonzero(np.asarray(system.frequency_selection))[0]
     unit = np.asarray(forward.scale)[channel, 0]
