@@ -120,6 +120,7 @@ def indices(
     if images is not None and images < stride:
         raise ValueError(f"images: expected at least {stride}, got {images}")
     numbers = sorted(_family_number(family) for family in families)
+    position = jnp.asarray(position)
     place, turn = position % len(numbers), position // len(numbers)
     if images is not None:
         counts = [len(range(number, images, stride)) for number in numbers]
