@@ -52,9 +52,6 @@ def _by_number(number, key, grid, split):
     return lax.switch(which, makers, values, half, split, number)
 
 
-# --- The public functions
-
-
 def sample_with_mask(
     key: PRNGKeyArray, grid, family: str | None = None, split: str = "train"
 ) -> tuple[Float[Array, "ny nx"], Bool[Array, "ny nx"]]:

@@ -15,8 +15,6 @@ from jaxtyping import Array, Float
 
 from mpi_jax.reconstruct.xspace import check_scanner, check_signal
 
-# --- With the matrices: a plan of the scan, then trace and deconvolution
-
 # Weight of the splitting's copy of the trace, over that of the data, and over-relaxation.
 _COPY, _RELAX = 0.1, 1.6
 
