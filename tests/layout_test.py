@@ -17,9 +17,9 @@ LONGEST = 500  # lines of a file
 SIGNALS = {"scanner", "phantoms", "physics", "noise", "system_matrix"}
 LEARNING = {"data", "train", "models", "configs", "pretrained", "runs", "metrics"}
 # Room -> rooms of ours that it may import, in the order of the data. A room is a module
-# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg` and
-# `_progress` are tools, open to all and importing none of the rooms.
-TOOLS = {"_files", "_checks", "_linalg", "_progress"}
+# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg`,
+# `_progress` and `_spelling` are tools, open to all and importing none of the rooms.
+TOOLS = {"_files", "_checks", "_linalg", "_progress", "_spelling"}
 ALLOWED = {
     "scanner": set(),
     "phantoms": {"scanner"},
@@ -53,7 +53,7 @@ RESERVED = {
     "tensorflow_datasets": {"data"},
     "tyro": {"cli"},
     "tqdm": {"cli"},
-    "argparse": {"cli"},
+    "argparse": set(),
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")

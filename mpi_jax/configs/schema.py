@@ -101,10 +101,13 @@ class LossConfig:
     """Weights of the loss terms; the paper's are 20, 5, 5."""
 
     mae: float = 20.0
+    """Of the mean absolute error of the image [1]."""
     bce: float = 5.0
+    """Of the binary cross-entropy of the mask [1]."""
     dice: float = 5.0
+    """Of the Dice loss of the mask [1]."""
     adversarial: float = 1.0
-    """0 leaves the discriminator out."""
+    """Of the adversarial term [1]; 0 leaves the discriminator out."""
     kind: str = "bce"
     """Adversarial loss: bce or wgangp."""
     critic_steps: int = 1
@@ -118,12 +121,15 @@ class OptimiserConfig:
     learning_rate: float = 1e-4
     """Peak rate of the generator."""
     discriminator_rate: float = 1e-4
+    """Peak rate of the discriminator."""
     schedule: str = "constant"
     """constant, or cosine (to 0 at the last step); both after the warm-up."""
     warmup: int = 0
     """Steps of linear warm-up."""
     b1: float = 0.0
+    """Decay of Adam's first moment."""
     b2: float = 0.99
+    """Decay of Adam's second moment."""
     clip: float = 5.0
     """Largest global gradient norm."""
     ema: float = 0.999
@@ -135,11 +141,13 @@ class Config:
     """One run."""
 
     name: str
+    """Name of the run in tables and beside its weights."""
     generator: str
     """Row of GENERATORS of mpi_jax.models.transgan or .baselines."""
     discriminator: str
     """Row of DISCRIMINATORS, likewise."""
     steps: int
+    """Steps of training."""
     scanner: ScannerConfig = ScannerConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     data: DataConfig = DataConfig()
@@ -157,6 +165,7 @@ class Config:
     checkpoint_every: int = 500
     """Steps between validation and checkpoint."""
     validation_images: int = 120
+    """Images that checkpoints are validated on, and classical methods tuned."""
     tensorboard: bool = False
     """Write the numbers of metrics.jsonl as TensorBoard scalars, too (tensorboardX)."""
 

@@ -151,6 +151,7 @@ class Method:
     solve: Callable[[Voltages], tuple[Array, Array | None]]
     settings: dict[str, Any]
     lacks: tuple[str, ...] = ()  # families that its network was trained without
+    physics: bool = False  # its network starts from classical images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ it, and all images are multiplied by that again: the networks know images from 0
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from mpi_jax import _files, _progress, data, mdf, metrics, open_mpi, phantoms, train
+from mpi_jax import (
+    _progress,
+    data,
+    mdf,
+    metrics,
+    open_mpi,
+    phantoms,
+    results,
+    train,
+)
 from mpi_jax.configs import Config
 from mpi_jax.methods import classical, networks, problem, tuning
 
@@ -45,7 +53,7 @@ def run(
     periods: tuple[int, int] | None = None,
     background: str = "mean",
     tell: _progress.Tell = _progress.silent,
-) -> list[dict]:
+) -> list[results.Figure3Line]:
     """Reconstruct every measurement by every method; returns the lines of metrics.jsonl.
 
     runs: work folders of one calibration, plane and grid. names: the Open MPI phantom
@@ -114,7 +122,11 @@ def run(
     peak = solvers["nonnegative"][1](u).max(axis=(1, 2), keepdims=True)
     unit = open_mpi.unit(data.calibrated.read(first))
     flat = np.asarray(operators[0].matrix).reshape(-1, grid.size)
-    rows, arrays = [], {}
+    given = {
+        str(folder): {"kind": "learned", "physics": config.physics.rank > 0}
+        for folder, config in zip(runs, settings, strict=True)
+    }
+    lines, images, masks = [], {}, {}
     for n, (method, (name, solve, level)) in enumerate(solvers.items()):
         tell("reconstruct", stages - len(solvers) + n, stages, {})
         image, logit = solve(u / peak), None
@@ -126,45 +138,42 @@ def run(
             len(u), -1
         )
         residual = np.linalg.norm(residual, axis=1) / np.linalg.norm(u, axis=(1, 2))
-        arrays[f"image_{n}"], arrays[f"mask_{n}"] = image * unit, mask
+        images[method], masks[method] = image * unit, mask
         for k, phantom in enumerate(names):
-            found = _numbers(image[k] * unit, truth[k], mask[k], grid)
-            rows.append(
-                {
-                    "phantom": phantom,
-                    "method": name,
-                    **found,
-                    "residual": float(residual[k]),
-                    "mask": "predicted"
+            lines.append(
+                results.Figure3Line(
+                    method=method,
+                    label=name,
+                    **given.get(method, {"kind": "classical"}),
+                    phantom=phantom,
+                    **_numbers(image[k] * unit, truth[k], mask[k], grid),
+                    residual=float(residual[k]),
+                    mask="predicted"
                     if level is None
                     else f"above {level:g} of maximum",
-                    "settings": chosen[method],
-                }
+                    settings=chosen[method],
+                )
             )
     tell("reconstruct", stages, stages, {})
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "runs": [str(folder) for folder in runs],
-        "measurements": [str(path) for path in measurements],
-        "calibration": dataclasses.asdict(first.calibration),
-        "periods": periods,
-        "background": background,
-    }
-    _files.save_npz(
-        out / "arrays.npz",
-        {
-            "truth": truth,
-            "phantoms": np.array(names),
-            "labels": np.array([name for name, _, _ in solvers.values()]),
-            "pixel_size": np.asarray(grid.pitch)[:2],
-            "about": np.array(json.dumps(about)),
-            **arrays,
+    x, y = np.asarray(grid.pitch)[:2]
+    results.Figure3Images(
+        truth=truth,
+        phantoms=tuple(names),
+        pixel_size=(float(x), float(y)),
+        images=images,
+        masks=masks,
+        about={
+            "runs": [str(folder) for folder in runs],
+            "measurements": [str(path) for path in measurements],
+            "calibration": dataclasses.asdict(first.calibration),
+            "periods": periods,
+            "background": background,
         },
-    )
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    _files.write_atomically(out / "metrics.jsonl", lines)
-    return rows
+    ).write(out / "arrays.npz")
+    results.write_lines(out / "metrics.jsonl", lines)
+    return lines
 
 
 def _at(config: Config, path: Path | None) -> Config:

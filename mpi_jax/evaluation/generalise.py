@@ -34,7 +34,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpi_jax import _files, _progress, bootstrap, data, metrics, phantoms, train
+from mpi_jax import (
+    _files,
+    _progress,
+    bootstrap,
+    data,
+    metrics,
+    phantoms,
+    results,
+    train,
+)
 from mpi_jax.configs import Config
 from mpi_jax.evaluation import cases
 from mpi_jax.evaluation.cases import (
@@ -59,6 +68,7 @@ from mpi_jax.evaluation.cases import (
 from mpi_jax.methods import classical, networks, problem, tuning
 from mpi_jax.noise import add_noise
 from mpi_jax.reconstruct import spectral
+from mpi_jax.runs import has_weights, read_config
 
 # Finished suites hold as long as the code of methods and cases is what it was.
 _MODULES = (cases, classical, networks, problem, tuning, phantoms.unseen)
@@ -114,7 +124,7 @@ def _network(folder: Path, name: str, main: Config, built: dict) -> Method:
     label = networks.label(config, generator)
     label = label if name == "transgan" else f"{label} ({Path(folder).name})"
     lacks = tuple(f for f in phantoms.FAMILIES if f not in config.data.families)
-    return Method(name, label, solve, {}, lacks)
+    return Method(name, label, solve, {}, lacks, physics=config.physics.rank > 0)
 
 
 def _zero(grid) -> Method:
@@ -185,7 +195,7 @@ def run(
     num: int = 60,
     suites: list[str] | None = None,
     tell: _progress.Tell = _progress.silent,
-) -> list[dict]:
+) -> list[results.GeneralisationLine]:
     """Measure the suites on `num` images a case; returns the rows of metrics.jsonl.
 
     runs: further work folders whose networks take part, on the same scanner. methods:
@@ -195,8 +205,8 @@ def run(
     Raises ValueError for unknown names, num < 6 and missing weights.
     """
     workdir = Path(workdir)
-    main = runs.read_config(workdir)
-    trained = (workdir / "weights.safetensors").exists()
+    main = read_config(workdir)
+    trained = has_weights(workdir)
     if methods is None:
         methods = [m for m in USUAL if m != "transgan" or trained]
     suites = list(SUITES) if suites is None else suites
@@ -223,7 +233,7 @@ def run(
             )
         folders[name] = folder
     for folder in folders.values():
-        if not (folder / "weights.safetensors").exists():
+        if not has_weights(folder):
             raise ValueError(
                 f"{folder}: has no weights yet; finish its training with --resume, or "
                 "leave it out"
@@ -258,17 +268,18 @@ def run(
                     "settings": {m.name: m.settings for m in context.methods.values()},
                 }
                 values["about"] = np.array(json.dumps([about]))
-                values["labels"] = np.array(
-                    json.dumps({m.name: m.label for m in context.methods.values()})
+                values["methods"] = np.array(
+                    json.dumps([_method_info(m) for m in context.methods.values()])
                 )
             else:
                 values = _measure_suite(context, suite, size, tell)
             values["fingerprint"] = np.array(fingerprint)
             _files.save_npz(folder / "parts" / f"{suite}.npz", values)
             found[suite] = values
-    labels = json.loads(str(found["reference"]["labels"]))
-    rows = _rows(found, labels)
-    _write(folder, whole, found, rows, labels, num)
+    methods = json.loads(str(found["reference"]["methods"]))
+    methods = [results.MethodInfo(**each) for each in methods]
+    rows = _rows(found, methods)
+    _write(folder, whole, found, rows, methods, num)
     return rows
 
 
@@ -337,96 +348,135 @@ def _read_part(path: Path, fingerprint: str) -> dict | None:
 # --- Rows and files
 
 
-def _rows(found: dict, labels: dict[str, str]) -> list[dict]:
+def _method_info(method: Method) -> dict:
+    """Fields of results.MethodInfo."""
+    kind = "classical" if method.name in classical.CLASSICAL else "learned"
+    return {
+        "method": method.name,
+        "label": method.label,
+        "kind": "control" if method.name == ZERO else kind,
+        "physics": method.physics,
+    }
+
+
+def _first_network(methods: list[results.MethodInfo]) -> str | None:
+    """Excesses are over its drops."""
+    return next((m.method for m in methods if m.kind == "learned"), None)
+
+
+def _rows(
+    found: dict, methods: list[results.MethodInfo]
+) -> list[results.GeneralisationLine]:
     """A line per (suite, case, method), with the drop where there is one, and its
-    excess over the drop of the first network.
+    excess over the drop of the first network, or else of the all-zero image.
     """
-    networks = [name for name in labels if "transgan" in name] or [ZERO]
+    base_name = _first_network(methods) or ZERO
     reference = found["reference"]
     first = json.loads(str(reference["about"]))[0]["case"]
     rows = []
     for suite, values in found.items():
         for about in json.loads(str(values["about"])):
-            for name in labels:
-                prefix = f"{about['case']}|{name}|"
-                own = {
+            base = values.get(f"{about['case']}|{base_name}|psnr")
+            for method in methods:
+                prefix = f"{about['case']}|{method.method}|"
+                scores = {
                     k.removeprefix(prefix): v
                     for k, v in values.items()
                     if k.startswith(prefix) and not k.endswith("|example")
                 }
-                if not own:
+                if not scores:
                     continue
-                row = {
-                    "suite": suite,
-                    "case": about["case"],
-                    "method": name,
-                    "label": labels[name],
-                    "shows": list(about["shows"]),
-                    "num": len(next(iter(own.values()))),
-                    **{k: metrics.summary(v) for k, v in own.items()},
-                    "settings": about["settings"].get(name, {}),
-                }
-                other, paired = None, bool(about["paired"])
+                other, paired, against = None, bool(about["paired"]), None
                 if about["against"] is not None:
-                    against = about["against"].get(name)
+                    against = about["against"].get(method.method)
                     if against:
-                        other = values[f"{about['case']}|{against}|psnr"]
-                        row["against"], paired = against, True
+                        other, paired = values[f"{about['case']}|{against}|psnr"], True
                 elif about["paired"] is not None and suite != "reference":
-                    other = reference[f"{first}|{name}|psnr"]
-                    row["against"] = "in distribution"
-                if other is not None and "psnr" in own:
-                    row["drop"] = drop(other, own["psnr"], paired=paired)
-                    row["paired"] = paired
-                base = values.get(f"{about['case']}|{networks[0]}|psnr")
-                if row.get("against") == "in distribution" and base is not None:
+                    other = reference[f"{first}|{method.method}|psnr"]
+                    against = "in distribution"
+                change = excess = None
+                if other is not None and "psnr" in scores:
+                    change = results.Change(
+                        **drop(other, scores["psnr"], paired=paired)
+                    )
+                if against == "in distribution" and base is not None:
                     # The same images met both methods: differences, then their drop.
-                    before = other - reference[f"{first}|{networks[0]}|psnr"]
-                    row["excess"] = drop(before, own["psnr"] - base, paired=paired)
-                rows.append(row)
+                    before = other - reference[f"{first}|{base_name}|psnr"]
+                    ahead = scores["psnr"] - base
+                    excess = results.Change(**drop(before, ahead, paired=paired))
+                rows.append(
+                    results.GeneralisationLine(
+                        **dataclasses.asdict(method),
+                        suite=suite,
+                        case=about["case"],
+                        shows=tuple(about["shows"]),
+                        num=len(next(iter(scores.values()))),
+                        **{
+                            k: results.Statistics(**metrics.summary(v))
+                            for k, v in scores.items()
+                        },
+                        settings=about["settings"].get(method.method, {}),
+                        against=against,
+                        paired=None if change is None else paired,
+                        drop=change,
+                        excess=excess,
+                    )
+                )
     return rows
 
 
-def _table(rows: list[dict], labels: dict[str, str]) -> list[dict]:
-    """Lines of the one table: suite, case, quantity, and a cell for each method."""
-    lines: dict[tuple, dict] = {}
+def _table(
+    rows: list[results.GeneralisationLine],
+) -> tuple[results.GeneralisationRow, ...]:
+    """Rows of the one table: suite, case, quantity, and a cell for each method."""
+    table: dict[tuple[str, str, str], results.GeneralisationRow] = {}
     for row in rows:
-        for metric in row["shows"]:
-            key = row["suite"], row["case"], QUANTITIES[metric]
-            line = lines.setdefault(
-                key, dict(zip(("suite", "case", "quantity"), key, strict=True))
-            )
-            cell = {"mean": row[metric]["mean"]}
-            if metric == "psnr" and "drop" in row:
-                cell |= {k: row[k] for k in ("drop", "excess") if k in row}
-            line.setdefault("cells", {})[row["method"]] = cell
-    return list(lines.values())
+        for metric in row.shows:
+            key = row.suite, row.case, metric
+            if key not in table:
+                table[key] = results.GeneralisationRow(
+                    suite=row.suite,
+                    case=row.case,
+                    quantity=QUANTITIES[metric],
+                    in_db=metric == "psnr",
+                    cells={},
+                )
+            cell = results.GeneralisationCell(mean=getattr(row, metric).mean)
+            if metric == "psnr":
+                cell = dataclasses.replace(cell, drop=row.drop, excess=row.excess)
+            table[key].cells[row.method] = cell
+    return tuple(table.values())
 
 
-def _write(folder, config, found, rows, labels, num) -> None:
+def _write(folder, config, found, rows, methods, num) -> None:
     device = jax.local_devices()[0]
-    table = {
-        "methods": labels,
-        "rows": _table(rows, labels),
-        "num": num,
-        "snr_db": config.data.test_snr_db,
-        "grid": [config.scanner.pixels] * 2,
-        "model": config.scanner.model,
-        "bootstrap": f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
-        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
-        "notes": []
-        if "families" not in found or len(json.loads(str(found["families"]["about"])))
-        else [
-            "families: none of the runs was trained without a family (data.families)."
-        ],
-    }
-    arrays = {
-        f"{suite}|{name}": v
-        for suite, values in found.items()
-        for name, v in values.items()
-        if name not in ("about", "fingerprint", "labels")
-    }
-    _files.save_npz(folder / "values.npz", arrays)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    _files.write_atomically(folder / "metrics.jsonl", lines)
-    _files.write_atomically(folder / "table.json", json.dumps(table, indent=1))
+    lacking = "families" not in found or json.loads(str(found["families"]["about"]))
+    note = "families: none of the runs was trained without a family (data.families)."
+    numbers, truths, images = {}, {}, {}
+    for suite, values in found.items():
+        for name, v in values.items():
+            if name in ("about", "fingerprint", "methods"):
+                continue
+            case, method, metric = name.split("|")
+            if metric != "example":
+                numbers[suite, case, method, metric] = v
+            elif method == "truth":
+                truths[suite, case] = v
+            else:
+                images[suite, case, method] = v
+    results.GeneralisationValues(numbers=numbers, truths=truths, images=images).write(
+        folder / "values.npz"
+    )
+    results.write_lines(folder / "metrics.jsonl", rows)
+    results.GeneralisationTable(
+        methods=tuple(results.in_groups(methods)),
+        rows=_table(rows),
+        first_network=_first_network(methods),
+        num=num,
+        snr_db=config.data.test_snr_db,
+        grid=(config.scanner.pixels, config.scanner.pixels),
+        model=config.scanner.model,
+        bootstrap=f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
+        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        notes=() if lacking else (note,),
+    ).write(folder / "table.json")

@@ -13,7 +13,6 @@ the image above a fraction of its maximum, a fraction chosen by Dice on validati
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -28,22 +27,22 @@ import numpy as np
 from jaxtyping import Array
 
 from mpi_jax import (
-    _files,
     _progress,
     bootstrap,
     data,
     metrics,
     phantoms,
     pretrained,
+    results,
     system_matrix,
     train,
 )
-from mpi_jax._files import save_npz
 from mpi_jax.methods.classical import CLASSICAL
 from mpi_jax.methods.controls import CONTROLS, Training
 from mpi_jax.methods.networks import _about, check_same, distinct, label, load_network
 from mpi_jax.methods.problem import CHUNK, LABELS, METHODS, ORDER, USUAL, problem
 from mpi_jax.methods.tuning import threshold, tune, tune_threshold
+from mpi_jax.runs import has_weights, read_config, read_info
 
 # --- The whole table
 
@@ -67,7 +66,7 @@ def run(
     num: int = 600,
     snr: list[float] | None = None,
     tell: _progress.Tell = _progress.silent,
-) -> list[dict]:
+) -> list[results.Line]:
     """Evaluate methods on the first `num` test images; returns the rows of the table.
 
     methods: names of METHODS or CONTROLS; by default USUAL, transgan where the run has
@@ -79,8 +78,8 @@ def run(
     other test signals.
     """
     workdir, folders = Path(workdir), [Path(r) for r in runs or ()]
-    config = runs.read_config(workdir)
-    trained = (workdir / "weights.safetensors").exists()
+    config = read_config(workdir)
+    trained = has_weights(workdir)
     if methods is None:
         methods = [m for m in USUAL if m != "transgan" or trained]
         if config.calibration.path:  # tells nothing of fields
@@ -111,9 +110,9 @@ def run(
     for name, folder in [("transgan", workdir)] * ("transgan" in methods) + [
         (f"run{n}", folder) for n, folder in enumerate(folders, start=1)
     ]:
-        other = runs.read_config(folder)
+        other = read_config(folder)
         check_same(workdir, config, folder, other)
-        if not (folder / "weights.safetensors").exists():
+        if not has_weights(folder):
             raise ValueError(f"{folder}: has no weights yet; finish its training")
         networks[name] = (folder, *load_network(folder))
     began = time.monotonic()
@@ -121,7 +120,7 @@ def run(
     forward = data.build(config)
     rows = _rows(config, forward, methods, networks)
 
-    results, shown, first, family = {}, {}, None, None
+    measured, shown, first, family = {}, {}, None, None
     steps, done = len(levels) * len(rows), 0
     chunk = -(-CHUNK // config.data.batch_size) * config.data.batch_size
     for level in levels:
@@ -161,11 +160,11 @@ def run(
             parts = values[row.method]
             found = {k: np.concatenate([v[k] for v in parts])[:num] for k in parts[0]}
             took = float(np.median(seconds[row.method]))
-            results[level, row.method] = found, took, ready[row.method][1]
-    lines = _lines(rows, results, family, levels)
-    _write(workdir, config, rows, lines, results, first, shown, main, family,
+            measured[level, row.method] = found, took, ready[row.method][1]
+    lines = _lines(rows, measured, family, levels)
+    _write(workdir, config, rows, lines, measured, first, shown, main, family,
            time.monotonic() - began)  # fmt: skip
-    return [line for line in lines if line["snr_db"] == main]
+    return [line for line in lines if line.snr_db == main]
 
 
 def _rows(config, forward, methods, networks) -> list[Row]:
@@ -252,54 +251,72 @@ def _measure(forward, made, snr_db, image, logit, thresholded) -> dict[str, Arra
 _AMOUNTS = ("amount", "true_amount")
 
 
-def _lines(rows, results, family, levels) -> list[dict]:
+def _lines(rows, measured, family, levels) -> list[results.Line]:
     """A line of numbers for each level, method and family, with 95 % intervals."""
     lines = []
     for level in levels:
         for name in ("all", *phantoms.FAMILIES):
-            own = family >= 0
+            shown = family >= 0
             if name != "all":
-                own = family == phantoms.FAMILIES.index(name)
-            found = {
-                (row.method, k): v[own]
+                shown = family == phantoms.FAMILIES.index(name)
+            values = {
+                (row.method, metric): v[shown]
                 for row in rows
-                for k, v in results[level, row.method][0].items()
+                for metric, v in measured[level, row.method][0].items()
             }
             # The same resampled images for all of them.
-            drawn = bootstrap.means(*found.values())
-            between = {k: bootstrap.ends(d) for k, d in zip(found, drawn, strict=True)}
+            drawn = bootstrap.means(*values.values())
+            ends = {k: bootstrap.ends(d) for k, d in zip(values, drawn, strict=True)}
             for row in rows:
-                _, taken, settings = results[level, row.method]
-                values = {k: found[m, k] for m, k in found if m == row.method}
-                numbers = {}
-                for k, v in values.items():
-                    low, high = between[row.method, k]
-                    if k not in _AMOUNTS:
-                        numbers[k] = {**metrics.summary(v), "low": low, "high": high}
+                _, taken, settings = measured[level, row.method]
+                each = {k: v for (m, k), v in values.items() if m == row.method}
+                scores = {}
+                for metric, v in each.items():
+                    low, high = ends[row.method, metric]
+                    if metric not in _AMOUNTS:
+                        scores[metric] = results.Statistics(
+                            **metrics.summary(v), low=low, high=high
+                        )
+                amounts = metrics.amounts(*(each[k] for k in _AMOUNTS))
                 lines.append(
-                    {
-                        "method": row.method,
-                        "label": row.label,
-                        "about": row.about,
-                        "snr_db": level,
-                        "family": name,
-                        "num": int(own.sum()),
-                        **numbers,
-                        "pooled_psnr": metrics.pooled_psnr(values["mse"], 1.0),
-                        "amount": metrics.amounts(*(values[k] for k in _AMOUNTS)),
-                        "seconds_per_image": taken,
-                        "settings": settings,
-                        "segmentation": (
+                    results.Line(
+                        **_method(row),
+                        network=_network_of(row),
+                        snr_db=level,
+                        family=name,
+                        num=int(shown.sum()),
+                        **scores,
+                        pooled_psnr=metrics.pooled_psnr(each["mse"], 1.0),
+                        amount=results.Amounts(**amounts),
+                        seconds_per_image=taken,
+                        settings=settings,
+                        segmentation=(
                             "predicted"
                             if row.about.get("kind") == "dual"
                             else "thresholded"
                         ),
-                    }
+                    )
                 )
-    order = [row.method for row in rows]
-    return sorted(
-        lines, key=lambda n: (levels.index(n["snr_db"]), order.index(n["method"]))
-    )
+    order = {row.method: n for n, row in enumerate(rows)}
+    lines.sort(key=lambda n: order[n.method])
+    return sorted(results.in_groups(lines), key=lambda n: levels.index(n.snr_db))
+
+
+def _method(row) -> dict:
+    """Fields of results.MethodInfo."""
+    kind = "control" if row.method in CONTROLS else "classical"
+    return {
+        "method": row.method,
+        "label": row.label,
+        "kind": "learned" if row.about else kind,
+        "physics": bool(row.about.get("physics")),
+    }
+
+
+def _network_of(row) -> results.Network | None:
+    names = {"kind": "variant", "physics": "rank"}
+    about = {names.get(n, n): v for n, v in row.about.items() if v is not None}
+    return results.Network(**about) if about else None
 
 
 def _network(generator, params, forward, u):
@@ -312,7 +329,7 @@ def _clipped(solver, u):
 
 
 def _write(
-    workdir, config, rows, lines, results, examples, shown, main, family, seconds
+    workdir, config, rows, lines, measured, examples, shown, main, family, seconds
 ) -> None:
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -320,30 +337,9 @@ def _write(
         int(np.argmax(examples.family == f)) for f in range(len(phantoms.FAMILIES))
     ]
     grid = data.make_scanner(config).grid
-    labels = np.array([row.label for row in rows])
-    methods = np.array([row.method for row in rows])
-    arrays = {
-        "truth": examples.image[first],
-        "mask": np.asarray(examples.mask[first], np.uint8),
-        "family": np.array(phantoms.FAMILIES),
-        "pixel_size": np.asarray(grid.pitch)[:2],
-        "methods": methods,
-        "labels": labels,
-    }
-    for method, (image, mask) in shown.items():
-        arrays[f"image_{method}"], arrays[f"mask_{method}"] = image[first], mask[first]
-    values = {
-        "family": np.array(phantoms.FAMILIES)[family],
-        "methods": methods,
-        "labels": labels,
-        "main_snr_db": np.array(main),
-        "snr_db": np.array(sorted({level for level, _ in results}, reverse=True)),
-    }
-    for (level, method), (found, _, _) in results.items():
-        for name, v in found.items():
-            values[f"{level:g}/{method}/{name}"] = np.asarray(v, np.float32)
+    x, y = np.asarray(grid.pitch)[:2]
     device = jax.local_devices()[0]
-    about = json.loads((workdir / "config.json").read_text())
+    about = read_info(workdir)
     info = {
         "num": len(family),
         "snr_db": main,
@@ -356,32 +352,34 @@ def _write(
         "ssim": "Gaussian 11x11, sigma 1.5, range 1",
         "intervals": f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
         f"NumPy seed {bootstrap.SEED}",
-        "grid": list(grid.shape),
+        "grid": grid.shape,
     }
-    summary = {
-        "config": config.name,
-        "commit": about.get("commit"),
-        "version": about.get("version"),
-        "trained_on": about.get("device"),
+    results.Examples(
+        truth=examples.image[first],
+        mask=np.asarray(examples.mask[first], np.uint8),
+        family=phantoms.FAMILIES,
+        pixel_size=(float(x), float(y)),
+        labels={row.method: row.label for row in rows},
+        images={method: image[first] for method, (image, _) in shown.items()},
+        masks={method: mask[first] for method, (_, mask) in shown.items()},
+    ).write(folder / "arrays.npz")
+    results.Values(
+        main_snr_db=main,
+        family=np.array(phantoms.FAMILIES)[family],
+        numbers={
+            (level, method, metric): np.asarray(v)
+            for (level, method), (found, _, _) in measured.items()
+            for metric, v in found.items()
+        },
+    ).write(folder / "values.npz")
+    results.write_lines(folder / "metrics.jsonl", lines)
+    results.Info(**info).write(folder / "info.json")
+    results.Summary(
         **info,
-        "rows": [
-            {k: _rounded(v) for k, v in line.items() if k not in ("family", "snr_db")}
-            for line in lines
-            if line["family"] == "all" and line["snr_db"] == main
-        ],
-    }
-    save_npz(folder / "arrays.npz", arrays)
-    save_npz(folder / "values.npz", values)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    _files.write_atomically(folder / "metrics.jsonl", text)
-    _files.write_atomically(folder / "info.json", json.dumps(info, indent=1))
-    _files.write_atomically(
-        folder / "summary.json", json.dumps(summary, indent=1) + "\n"
-    )
-
-
-def _rounded(value):
-    """Six digits: enough for tables, and small files to commit."""
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+        config=config.name,
+        run="transgan" if "transgan" in shown else "",
+        commit=about.commit,
+        version=about.version,
+        trained_on=about.device,
+        rows=tuple(n for n in lines if n.family == "all" and n.snr_db == main),
+    ).write(folder / "summary.json")

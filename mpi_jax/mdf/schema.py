@@ -112,7 +112,7 @@ class DriveFieldInfo:
     """H_d(t) = sum_l strength[j, d, l] wave(2 pi f t + phase[j, d, l]), f = base / divider.
 
     base_frequency [Hz], cycle [s], divider [D, F], strength [J, D, F] T, phase
-    [J, D, F] rad, waveform [D][F]: sine, triangle or custom.
+    [J, D, F] rad, waveform: F words for each of D channels, sine, triangle or custom.
     """
 
     base_frequency: float = _field("baseFrequency", float, positive=True)
@@ -129,8 +129,8 @@ class ReceiverInfo:
     """bandwidth [Hz], half the sampling rate; channels C; samples V per period.
 
     data_conversion_factor [C, 2]: value [unit] = a * stored + b; applied when reading.
-    transfer_function [C, K or all K] (divide a spectrum by it) and induction_factor [C]
-    [unit/(A m^2)] are given as stored and never applied here.
+    transfer_function [C, K or all K] (divide a spectrum by it) and induction_factor [C] in
+    unit/(A m^2) are given as stored and never applied here.
     """
 
     bandwidth: float = _field("bandwidth", float, positive=True)

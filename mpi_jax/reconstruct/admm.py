@@ -34,9 +34,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from mpi_jax._linalg import _count, check_lam, check_positive, expect
+from mpi_jax._checks import (
+    check_count,
+    check_finite,
+    check_flags,
+    check_not_negative,
+    check_positive,
+    expect,
+)
+from mpi_jax._linalg import matmul
 from mpi_jax.reconstruct import operators
-from mpi_jax.reconstruct.spectral import SpectralBasis, matmul, project
+from mpi_jax.reconstruct.spectral import SpectralBasis, project
 
 
 def nonnegative(
@@ -74,7 +82,7 @@ def nonnegative(
       ValueError: on wrong shapes, iterations < 1, a complex basis, or a concrete rho that
         is not positive or finite.
     """
-    iterations = _count("iterations", iterations)
+    iterations = check_count("iterations", iterations)
     target = _back_projection(basis, u)
     batch, P = target.shape[:-1], target.shape[-1]
     target = target.reshape(-1, P)
@@ -90,8 +98,9 @@ def nonnegative(
 
     zero = z = jnp.zeros_like(target)
     if start is not None:
-        good = start.shape == (*batch, P)
-        expect(good, "start", f"shape {(*batch, P)}", f"shape {start.shape}")
+        holds = start.shape == (*batch, P)
+        expect(holds, "start", f"shape {(*batch, P)}", f"shape {start.shape}")
+        check_finite("start", start)
         z = jnp.maximum(jnp.asarray(start, target.dtype), 0).reshape(target.shape)
     (z, _), _ = lax.scan(step, (z, zero), length=iterations)
     return z.reshape(*batch, P)
@@ -138,7 +147,7 @@ def total_variation(
       ValueError: on wrong shapes or options, a complex basis, or concrete lam_tv or lam
         that are negative or not finite.
     """
-    iterations = _count("iterations", iterations)
+    iterations = check_count("iterations", iterations)
     target = _back_projection(basis, u)
     batch, P = target.shape[:-1], target.shape[-1]
     target = target.reshape(-1, P)
@@ -150,12 +159,11 @@ def total_variation(
     rho = jnp.asarray(basis.rho)
     lam, lam_tv = jnp.asarray(lam, dtype), jnp.asarray(lam_tv, dtype)
     expect(lam.ndim == 0, "lam", "a number", f"shape {lam.shape}")
-    good = lam_tv.shape in ((), batch)
-    expect(good, "lam_tv", f"a number or shape {batch}", f"shape {lam_tv.shape}")
-    check_lam(lam)
-    check_lam(lam_tv, "lam_tv")
-    good = isinstance(isotropic, (bool, np.bool_))
-    expect(good, "isotropic", "True or False", repr(isotropic))
+    holds = lam_tv.shape in ((), batch)
+    expect(holds, "lam_tv", f"a number or shape {batch}", f"shape {lam_tv.shape}")
+    check_not_negative("lam", lam)
+    check_not_negative("lam_tv", lam_tv)
+    check_flags(isotropic=isotropic)
     each = jnp.broadcast_to(lam_tv, batch).reshape(-1, 1) / rho
     threshold = each[..., None]
 
@@ -218,8 +226,8 @@ def _with_penalty(basis, rho, batch):
 
 def _back_projection(basis, u):
     """S^T u / scale^2 [..., P] of a real basis."""
-    good = not jnp.iscomplexobj(basis.V)
-    expect(good, "basis", "a real one: spectral_basis(..., real=True)", basis.V.dtype)
+    holds = not jnp.iscomplexobj(basis.V)
+    expect(holds, "basis", "a real one: spectral_basis(..., real=True)", basis.V.dtype)
     coefficients = project(basis, u) / basis.scale
     s = basis.s.reshape((1,) * (coefficients.ndim - 1) + (-1,))
     return matmul(coefficients * s, basis.V.T)

@@ -8,13 +8,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Inexact
 
+from mpi_jax._checks import check_count, check_finite, expect
 from mpi_jax.reconstruct.operators import (
     LinearOperator,
     Matrix,
-    _count,
-    check_finite,
     columns,
-    expect,
     parameter,
     rows,
     system,
@@ -30,10 +28,10 @@ def background_dictionary(
     Raises:
       ValueError: unless frames is a finite, non-zero matrix of `rank` frames or more.
     """
-    frames, rank = jnp.asarray(frames), _count("rank", rank)
-    good = frames.ndim == 2 and min(frames.shape) >= rank
+    frames, rank = jnp.asarray(frames), check_count("rank", rank)
+    holds = frames.ndim == 2 and min(frames.shape) >= rank
     expected = f"a matrix [F, M] with F, M >= rank = {rank}"
-    expect(good, "frames", expected, f"shape {frames.shape}")
+    expect(holds, "frames", expected, f"shape {frames.shape}")
     check_finite("frames", frames)
     if not isinstance(frames, jax.core.Tracer):
         expect(jnp.any(frames != 0), "frames", "a non-zero entry", "all zero")
@@ -110,17 +108,18 @@ def background_coefficients(
     beta = parameter("beta", beta, u)
     expected = (*u.shape[:-1], linear.shape[1])
     expect(c.shape == expected, "c", f"shape {expected}", f"shape {c.shape}")
+    check_finite("c", c)
     gram = columns(B, B.T) + beta * jnp.eye(B.shape[1], dtype=B.dtype)
     right = columns(B, u - linear.forward(jnp.asarray(c)))
     right = right.reshape(-1, B.shape[1])
-    found = jnp.linalg.solve(gram.T, right.T).T
-    return found.reshape(*u.shape[:-1], B.shape[1])
+    coefficients = jnp.linalg.solve(gram.T, right.T).T
+    return coefficients.reshape(*u.shape[:-1], B.shape[1])
 
 
 def _dictionary(B, S):
     B = jnp.asarray(B)
-    good = B.ndim == 2 and B.shape[0] == S.shape[0] and B.size > 0
-    expect(good, "B", f"shape [{S.shape[0]}, L]", f"shape {B.shape}")
+    holds = B.ndim == 2 and B.shape[0] == S.shape[0] and B.size > 0
+    expect(holds, "B", f"shape [{S.shape[0]}, L]", f"shape {B.shape}")
     check_finite("B", B)
     return B
 

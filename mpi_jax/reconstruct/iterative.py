@@ -32,15 +32,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from mpi_jax.reconstruct.operators import (
-    LinearOperator,
-    Matrix,
-    _count,
-    check_flags,
-    expect,
-    parameter,
-    system,
-)
+from mpi_jax._checks import check_count, check_flags, expect
+from mpi_jax.reconstruct.operators import LinearOperator, Matrix, parameter, system
 
 # The norm of an operator: steps of the power method, and what they may fall short by.
 _POWER_STEPS = 40
@@ -82,7 +75,7 @@ def cgnr(
         argument is concrete.
     """
     S, u = system(S, u)
-    iterations = _count("iterations", iterations)
+    iterations = check_count("iterations", iterations)
     lam = parameter("lam", lam, u)
     check_flags(real=real, nonnegative=nonnegative, path=path)
     options = {"real": real, "nonnegative": nonnegative, "path": path}
@@ -150,7 +143,7 @@ def elastic_net(
       ValueError: as in `cgnr`, and on `nonnegative` without `real`.
     """
     S, u = system(S, u)
-    iterations = _count("iterations", iterations)
+    iterations = check_count("iterations", iterations)
     l1, l2 = parameter("l1", l1, u), parameter("l2", l2, u)
     check_flags(real=real, nonnegative=nonnegative, path=path)
     expect(real or not nonnegative, "nonnegative", "real=True with it", "real=False")

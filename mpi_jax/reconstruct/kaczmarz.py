@@ -1,7 +1,7 @@
 """Regularised Kaczmarz (ART) for batches of frames, exact and blocked.
 
 Solves min_c ||S c - u||^2 + lambda ||c||^2 by projecting onto one row of the augmented
-system [S, sqrt(lambda) I] [c; v] = u after the other, starting from zero:
+system `[S, sqrt(lambda) I] [c; v] = u` after the other, starting from zero:
 
     alpha = (u_i - S_i c - sqrt(lambda) v_i) / (||S_i||^2 + lambda)
     c    += alpha conj(S_i)          v_i += sqrt(lambda) alpha
@@ -56,8 +56,9 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Inexact, Integer, Key, Num, UInt32
 
+from mpi_jax._checks import expect
 from mpi_jax._linalg import matmul
-from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked, expect
+from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked
 
 
 def solve(

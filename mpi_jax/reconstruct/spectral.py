@@ -9,7 +9,14 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float, Inexact
 
-from mpi_jax._linalg import _count, check_lam, expect, norm
+from mpi_jax._checks import (
+    check_count,
+    check_finite,
+    check_flags,
+    check_not_negative,
+    expect,
+)
+from mpi_jax._linalg import matmul, norm
 
 # Squares of singular values below this fraction of the largest drown in the rounding of
 # a float64 Gram matrix.
@@ -73,17 +80,17 @@ def spectral_basis(
         between 1 and the number of singular values above 1e-7 of the largest.
     """
     S = np.asarray(S)
-    good = S.ndim == 2 and np.issubdtype(S.dtype, np.inexact)
-    expect(good, "S", "a matrix [M, P]", f"shape {S.shape}, {S.dtype}")
+    holds = S.ndim == 2 and np.issubdtype(S.dtype, np.inexact)
+    expect(holds, "S", "a matrix [M, P]", f"shape {S.shape}, {S.dtype}")
     expect(S.size > 0, "S", "at least one row and column", f"shape {S.shape}")
-    expect(np.isfinite(S).all(), "S", "finite numbers", "NaN or infinity")
-    expect(isinstance(real, (bool, np.bool_)), "real", "True or False", repr(real))
+    check_finite("S", S)
+    check_flags(real=real)
     if real and np.iscomplexobj(S):
         S = np.concatenate([S.real, S.imag])
     peak = float(np.abs(S).max())
     expect(peak > 0, "S", "a non-zero entry", "all zero")
     size = min(S.shape)
-    count = size if rank is None else _count("rank", rank)
+    count = size if rank is None else check_count("rank", rank)
     expect(count <= size, "rank", f"at most min(M, P) = {size}", rank)
 
     wide = S.shape[0] <= S.shape[1]
@@ -166,7 +173,7 @@ def tikhonov(
     """
     lam = jnp.asarray(lam, basis.s.dtype)
     expect(lam.ndim <= 1, "lam", "a number or a vector [L]", f"shape {lam.shape}")
-    check_lam(lam)
+    check_not_negative("lam", lam)
     coefficients = project(basis, u) / basis.scale
     batch, (P, k) = coefficients.shape[:-1], basis.V.shape
     s = basis.s[None]
@@ -175,24 +182,20 @@ def tikhonov(
     return images.reshape(*batch, *lam.shape, P)
 
 
-def matmul(a, b):
-    """Product in full precision, also on devices that multiply in less."""
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _measurement(basis, u):
     """u in the kind and layout of the rows of the basis, or a ValueError."""
+    check_finite("u", u)
     u = jnp.asarray(u)
     rows = basis.U.shape[0]
     if jnp.iscomplexobj(u) and not jnp.iscomplexobj(basis.U):
-        good = u.ndim > 0 and 2 * u.shape[-1] == rows
+        holds = u.ndim > 0 and 2 * u.shape[-1] == rows
         expected = f"real, shape [..., {rows}]"
         if rows % 2 == 0:
             expected += f", or complex, shape [..., {rows // 2}]"
-        expect(good, "u", expected, f"{u.dtype}, shape {u.shape}")
+        expect(holds, "u", expected, f"{u.dtype}, shape {u.shape}")
         return jnp.concatenate([u.real, u.imag], axis=-1)
     kind = jnp.iscomplexobj(u) == jnp.iscomplexobj(basis.U)
     expect(kind, "u", "complex numbers like S", u.dtype)
-    good = u.ndim > 0 and u.shape[-1] == rows
-    expect(good, "u", f"shape [..., {rows}]", f"shape {u.shape}")
+    holds = u.ndim > 0 and u.shape[-1] == rows
+    expect(holds, "u", f"shape [..., {rows}]", f"shape {u.shape}")
     return u
