@@ -157,7 +157,7 @@ def foreground_ssim(
     whole = ssim(image, reference, data_range)
     _check_pair(image, mask, names=("image", "mask"))
     *batch, ny, nx = image.shape
-    found = dm_pix.ssim(
+    ssim_map = dm_pix.ssim(
         jnp.asarray(image).reshape(-1, ny, nx, 1),
         jnp.asarray(reference).reshape(-1, ny, nx, 1),
         max_val=data_range,
@@ -167,9 +167,9 @@ def foreground_ssim(
     )
     edge = SSIM_WINDOW // 2
     inside = (jnp.asarray(mask) > 0.5)[..., edge : ny - edge, edge : nx - edge]
-    found = found.reshape(inside.shape)
+    ssim_map = ssim_map.reshape(inside.shape)
     count = jnp.sum(inside, axis=(-2, -1))
-    mean = jnp.sum(found * inside, axis=(-2, -1)) / jnp.maximum(count, 1)
+    mean = jnp.sum(ssim_map * inside, axis=(-2, -1)) / jnp.maximum(count, 1)
     return jnp.where(count > 0, mean, whole)
 
 

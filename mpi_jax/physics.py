@@ -355,8 +355,10 @@ def _voltage(scanner, concentration, model):
 
     @jax.checkpoint
     def block(start):
-        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
-        kernel = _response(scanner, *rows, model)
+        now, change = (
+            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
+        )
+        kernel = _response(scanner, now, change, model)
         flat = kernel.reshape(-1, scanner.grid.size)
         product = matmul(flat, images)
         return product.reshape(*kernel.shape[:2], -1)

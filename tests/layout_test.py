@@ -1,7 +1,10 @@
 """The house: who may import whom, read from the source."""
 
 import ast
+import configparser
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -198,6 +201,34 @@ def test_programs_come_in_by_the_doors(path):
 
 def test_every_room_has_its_rule():
     assert {room(p) for p in FILES} - TOOLS == set(ALLOWED)
+
+
+def declared(*extras):
+    """Names of the libraries that setup.cfg asks for, as pip spells them."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = setup["options"]["install_requires"].splitlines()
+    for extra in extras:
+        asked += setup["options.extras_require"][extra].splitlines()
+    names = (re.match(r"[\w-]*", line.strip())[0] for line in asked)
+    return {name.lower().replace("_", "-") for name in names if name}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    tops = {module.split(".")[0] for path in FILES for module in imports(path)}
+    tops -= {"mpi_jax", "setuptools"} | set(sys.stdlib_module_names)
+    providers = importlib.metadata.packages_distributions()
+    # Of an optional library that isn't installed, the name as it is imported.
+    libraries = {
+        top: {d.lower().replace("_", "-") for d in providers.get(top, [top])}
+        for top in tops
+    }
+    asked = declared("data", "tensorboard")
+    for top, names in libraries.items():
+        known = names | {top.lower().replace("_", "-")}
+        assert known & asked, f"{top} is imported and not declared in setup.cfg"
+    unused = declared() - set().union(*libraries.values())
+    assert not unused, f"{unused} are declared and imported nowhere"
 
 
 def test_help_costs_no_jax():

@@ -403,12 +403,7 @@ def _copy_user_data(h5, path):
             group = old if where == "/" else source.get(where)[0]
             for name in group or () if where in h5 else ():
                 full = f"{where.rstrip('/')}/{name}"
-                found, wrong = source.get(full)
+                item, wrong = source.get(full)
                 mine = full == "/reconstruction/_parameters"
-                if (
-                    name.startswith("_")
-                    and found is not None
-                    and not wrong
-                    and not mine
-                ):
-                    old.copy(found, h5[where], name)
+                if name.startswith("_") and item is not None and not wrong and not mine:
+                    old.copy(item, h5[where], name)

@@ -24,8 +24,6 @@ from mpi_jax.phantoms.items import (
     turned,
 )
 
-# --- From a proposal to pixels
-
 
 def _compose(numbers, proposal: Proposal, half) -> Drawing:
     """Give the objects concentrations and the picture a place; half: FOV / 2 [2]."""
@@ -86,11 +84,11 @@ def _paint(drawing: Drawing, x, y, width):
         def one(i, carry):
             return add(carry, jax.tree.map(lambda a: a[i], layers))[0]
 
-        found = lax.fori_loop(0, jnp.sum(near), one, (empty, empty))
+        painted = lax.fori_loop(0, jnp.sum(near), one, (empty, empty))
     else:
         # Unrolled, a group of items is one fused pass over the points.
-        found, _ = lax.scan(add, (empty, empty), layers, unroll=2)
-    concentration, coverage = found
+        painted, _ = lax.scan(add, (empty, empty), layers, unroll=2)
+    concentration, coverage = painted
     return concentration * factor, coverage
 
 
@@ -128,9 +126,11 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     width = half[0] / (nx * sx) + half[1] / (ny * sy)
 
     def pixels(across, down):
-        fine = _paint(drawing, across[None] * half[0], -down[:, None] * half[1], width)
+        sub_pixels = _paint(
+            drawing, across[None] * half[0], -down[:, None] * half[1], width
+        )
         shape = len(down) // sy, sy, len(across) // sx, sx
-        return tuple(f.reshape(shape).mean(axis=(1, 3)) for f in fine)
+        return tuple(f.reshape(shape).mean(axis=(1, 3)) for f in sub_pixels)
 
     if jax.default_backend() != "cpu":
         return pixels(across, down)
@@ -140,16 +140,16 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     all_across, all_down = jnp.asarray(across), jnp.asarray(down)
     empty = jnp.zeros(shape)
 
-    def tile(number, found):
+    def tile(number, images):
         y = jnp.minimum(number // columns * ty, ny - ty)
         x = jnp.minimum(number % columns * tx, nx - tx)
-        made = pixels(
+        drawn = pixels(
             lax.dynamic_slice(all_across, (x * sx,), (tx * sx,)),
             lax.dynamic_slice(all_down, (y * sy,), (ty * sy,)),
         )
         return tuple(
             lax.dynamic_update_slice(f, m, (y, x))
-            for f, m in zip(found, made, strict=True)
+            for f, m in zip(images, drawn, strict=True)
         )
 
     return lax.fori_loop(0, rows * columns, tile, (empty, empty))

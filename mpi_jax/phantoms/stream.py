@@ -52,9 +52,6 @@ def _by_number(number, key, grid, split):
     return lax.switch(which, makers, values, half, split, number)
 
 
-# --- The public functions
-
-
 def sample_with_mask(
     key: PRNGKeyArray, grid, family: str | None = None, split: str = "train"
 ) -> tuple[Float[Array, "ny nx"], Bool[Array, "ny nx"]]:
@@ -120,6 +117,7 @@ def indices(
     if images is not None and images < stride:
         raise ValueError(f"images: expected at least {stride}, got {images}")
     numbers = sorted(_family_number(family) for family in families)
+    position = jnp.asarray(position)
     place, turn = position % len(numbers), position // len(numbers)
     if images is not None:
         counts = [len(range(number, images, stride)) for number in numbers]

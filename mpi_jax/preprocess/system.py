@@ -33,10 +33,7 @@ from mpi_jax.configs import Preprocessing
 from mpi_jax.preprocess.frames import NEAR, measured, row_weights
 from mpi_jax.preprocess.matrix import joint_patches, patch_shifts, rows_on_grid
 from mpi_jax.preprocess.rows import select, transfer
-from mpi_jax.reconstruct.background import (
-    background_dictionary,
-    eliminate_background,
-)
+from mpi_jax.reconstruct.background import background_dictionary, eliminate_background
 from mpi_jax.scanner import Grid
 
 

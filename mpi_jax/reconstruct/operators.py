@@ -121,8 +121,8 @@ def system(S, u):
     expected, got = (u.shape, c.shape), (signal.shape, back.shape)
     expect(got == expected, "S", f"products of shapes {expected}", got)
     kinds = [jnp.iscomplexobj(array) for array in (signal, back, u)]
-    expected = f"the kind of S ({signal.dtype}): both real or both complex"
-    expect(len(set(kinds)) == 1, "u", expected, u.dtype)
+    kind = f"the kind of S ({signal.dtype}): both real or both complex"
+    expect(len(set(kinds)) == 1, "u", kind, u.dtype)
     check_finite("u", u)
     return S, u
 

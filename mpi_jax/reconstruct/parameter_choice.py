@@ -114,8 +114,8 @@ def l_curve(
         check_positive(name, array)
     if not isinstance(lams, jax.core.Tracer):
         steps = np.diff(lams)
-        holds = (steps > 0).all() or (steps < 0).all()
-        expect(holds, "lams", "values that rise or fall", lams)
+        ordered = (steps > 0).all() or (steps < 0).all()
+        expect(ordered, "lams", "values that rise or fall", lams)
 
     t, x, y = (jnp.log(array) for array in arrays)
     t = jnp.broadcast_to(t.reshape((1,) * (x.ndim - 1) + t.shape), x.shape)

@@ -149,8 +149,8 @@ def check_plane(scanner):
         scanner.grid.centre,
         scanner.tracer.beta,
     )
-    known = [concrete(value) for value in values]
-    if any(value is None for value in known):
+    known = [a for value in values if (a := concrete(value)) is not None]
+    if len(known) < len(values):
         return
     gradient, offset, amplitude, centre, beta = known
     driven = np.array([n > 0 for n in drive.divider])

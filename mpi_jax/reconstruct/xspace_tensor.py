@@ -23,8 +23,6 @@ from mpi_jax.reconstruct.xspace import (
     check_signal,
 )
 
-# --- With the matrices: a plan of the scan, then trace and deconvolution
-
 # Weight of the splitting's copy of the trace, over that of the data, and over-relaxation.
 _COPY, _RELAX = 0.1, 1.6
 

@@ -316,7 +316,7 @@ class Scanner:
         maps over the voxels are not supported.
         """
         drive, coils, grid = self.drive_field, self.receiver, self.grid
-        parts = [
+        parts: list[tuple[object, str, tuple[int, ...]]] = [
             (self.tracer, field.name, ())
             for field in dataclasses.fields(self.tracer)
             if not field.metadata.get("static")

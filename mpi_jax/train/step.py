@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import chex
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +27,7 @@ class Batch(NamedTuple):
     mask: Float[Array, "B ny nx"]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """Everything a step changes.
 
     average: moving average of the generator, and under "batch_stats" of its batch
