@@ -259,7 +259,10 @@ def test_results_page_agrees_with_committed_summaries():
     named = re.findall(r"(\w+\.json)", " ".join(re.findall("<!-- .*-->", page)))
     assert named and all((ROOT / "results" / name).is_file() for name in named)
     # What knows the scanner stands apart from the paper's kind of network.
-    plain, physics = page.index("the voltage alone*"), page.rindex("classical images of")
+    plain, physics = (
+        page.index("the voltage alone*"),
+        page.rindex("classical images of"),
+    )
     assert plain < page.index("| Dual-task TransGAN | ") < physics
 
 
