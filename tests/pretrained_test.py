@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mpi_jax import configs, pretrained
+from mpi_jax import configs, data, pretrained
 
 
 def test_weights_round_trip(tmp_path):

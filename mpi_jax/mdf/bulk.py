@@ -270,6 +270,15 @@ def signals(
     Frames come as stored (and are chosen by stored index); acquisition order is
     `signals(file, frames=acquisition_order(file))`. float32, or float64 where the file
     holds float64 or 32-bit integers. Raises ValueError where frequencies are missing.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> mdf.signals(mdf.read("measurement.mdf"), frames=[0, 2], channels=0).shape
+      (2, 1, 1, 1632)
     """
     data = need(file)
     a, m = need_acquisition(file), need_measurement(file)
@@ -309,6 +318,19 @@ def spectra(
 
     frequency_selection [C, V // 2 + 1] selects rows, frequency fastest, then channel, as in
     `system_matrix`. Without it K counts the stored frequencies. Frames as in `signals`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> file = mdf.read("measurement.mdf")
+      >>> mdf.spectra(file).shape  # [N, J, C, K]
+      (3, 1, 2, 817)
+      >>> above = np.tile(mdf.frequencies(file) >= 80e3, (2, 1))  # [C, K], from 80 kHz on
+      >>> mdf.spectra(file, frequency_selection=above).shape == (3, 1, above.sum())
+      True
     """
     need(file)
     a = need_acquisition(file)
@@ -333,6 +355,18 @@ def system_matrix(
     (`voxel_order(file)[iz].ravel()` is one plane in image layout). Only the selected
     rows and columns are read. Unit: the receiver's times samples, not corrected for
     background (`correct_background`). complex64, or complex128 for double files.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner, system_matrix
+      >>> s = scanner.paper(2)  # 2 x 2 pixels
+      >>> S = system_matrix.to_frequency(system_matrix.simulate(s))  # [C, K, P]
+      >>> head = mdf.header(s, calibration=True)
+      >>> file_order = np.argsort(mdf.voxel_order(head), axis=None)
+      >>> mdf.write_calibration("calibration.mdf", head, np.asarray(S)[None][..., file_order])
+      >>> file = mdf.read("calibration.mdf")
+      >>> mdf.system_matrix(file).shape  # [J, M, O + E]
+      (1, 1634, 4)
     """
     foreground = foreground_frames(file)
     voxels = choose("voxels", voxels, len(foreground))

@@ -34,7 +34,20 @@ from mpi_jax.mdf.source import PIECE
 
 
 def acquisition_order(file: MDF) -> Int[np.ndarray, " N"]:
-    """Stored index of each frame in the order of acquisition."""
+    """Stored index of each frame in the order of acquisition.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner, system_matrix
+      >>> s = scanner.paper(2)  # 2 x 2 pixels
+      >>> S = system_matrix.to_frequency(system_matrix.simulate(s))  # [C, K, P]
+      >>> head = mdf.header(s, calibration=True)
+      >>> file_order = np.argsort(mdf.voxel_order(head), axis=None)
+      >>> mdf.write_calibration("calibration.mdf", head, np.asarray(S)[None][..., file_order])
+      >>> file = mdf.read("calibration.mdf")
+      >>> print(mdf.acquisition_order(file))  # stored as acquired
+      [0 1 2 3]
+    """
     need(file)
     order = need_measurement(file).frame_permutation
     if order is None:
@@ -52,6 +65,22 @@ def correct_background(
     equidistant in time. Returns the foreground as it is where the file says that it is
     corrected already; raises ValueError where there are no background frames.
     voxels: as given to `system_matrix`.
+
+    Examples:
+      >>> import dataclasses
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> head = mdf.header(scanner.paper(2), calibration=True)  # 4 voxels
+      >>> empty = np.array([True, False, False, False, False, True])  # before and behind
+      >>> measured = dataclasses.replace(head.measurement, is_background_frame=empty)
+      >>> acquired = dataclasses.replace(head.acquisition, frames=6)
+      >>> head = dataclasses.replace(head, measurement=measured, acquisition=acquired)
+      >>> drift = np.ones((1, 2, 817, 1)) * np.arange(6.0)  # [J, C, K, N], a background alone
+      >>> mdf.write_calibration("drift.mdf", head, drift.astype(np.complex64))
+      >>> file = mdf.read("drift.mdf")
+      >>> rows = mdf.system_matrix(file)  # [J, M, O + E]
+      >>> float(abs(mdf.correct_background(file, rows)).max())
+      0.0
     """
     foreground, m = foreground_frames(file), need_measurement(file)
     background = m.background
@@ -96,6 +125,13 @@ def voxel_order(file: MDF) -> Int[np.ndarray, "nz ny nx"]:
     """Index in the file of each voxel of a volume in our layout, row 0 at the largest y.
 
     `rows[..., voxel_order(file)]` turns rows [..., O] into volumes [..., nz, ny, nx].
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> head = mdf.header(scanner.paper(2), calibration=True)
+      >>> print(mdf.voxel_order(head))  # files begin with the smallest y
+      [[[2 3]
+        [0 1]]]
     """
     grid = _grid_of(file)
     # The first letter is the fastest axis, in NumPy the last.
@@ -106,7 +142,14 @@ def voxel_order(file: MDF) -> Int[np.ndarray, "nz ny nx"]:
 
 
 def grid(file: MDF, plane: int | None = None) -> Any:
-    """mpi_jax.scanner.Grid (nz, ny, nx) of the file, or (ny, nx) of the z plane `plane`."""
+    """mpi_jax.scanner.Grid (nz, ny, nx) of the file, or (ny, nx) of the z plane `plane`.
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> head = mdf.header(scanner.paper(2), calibration=True)
+      >>> mdf.grid(head, plane=0).shape
+      (2, 2)
+    """
     from mpi_jax import scanner
 
     header = _grid_of(file)
@@ -127,7 +170,17 @@ def grid(file: MDF, plane: int | None = None) -> Any:
 
 
 def images(file: MDF, *, frames: Choice = None) -> Shaped[np.ndarray, "Q S nz ny nx"]:
-    """Reconstructed volumes [Q, S, nz, ny, nx] in our layout, row 0 at the largest y."""
+    """Reconstructed volumes [Q, S, nz, ny, nx] in our layout, row 0 at the largest y.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> image = np.arange(4.0).reshape(2, 2)
+      >>> mdf.write_reconstruction("image.mdf", image, grid=scanner.paper(2).grid)
+      >>> print(mdf.images(mdf.read("image.mdf"))[0, 0, 0])
+      [[0. 1.]
+       [2. 3.]]
+    """
     data = need(file, "reconstruction")
     order = voxel_order(dataclasses.replace(file, calibration=None))
     frames = choose("frames", frames, data.shape[0])
@@ -140,7 +193,13 @@ def images(file: MDF, *, frames: Choice = None) -> Shaped[np.ndarray, "Q S nz ny
 
 
 def frequencies(file: MDF) -> Float[np.ndarray, " K"]:
-    """All V // 2 + 1 frequencies [Hz]; measurement.frequency_selection indexes them."""
+    """All V // 2 + 1 frequencies [Hz]; measurement.frequency_selection indexes them.
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> mdf.frequencies(mdf.header(scanner.paper(2)))[[0, 16, -1]].round().tolist()  # [Hz]
+      [0.0, 24510.0, 1250000.0]
+    """
     receiver = need_acquisition(file).receiver
     step = 2 * receiver.bandwidth / receiver.samples
     return np.arange(receiver.samples // 2 + 1) * step
@@ -154,6 +213,12 @@ def mixing_orders(
     Frequency index k = sum_d m_d round(base_frequency cycle / divider_d); the lowest sum
     wins, then the larger m_0, m_1, .... 0 and -1 where no |m_d| <= max_order gets there.
     Several frequencies on a drive channel count as several channels.
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> orders, total = mdf.mixing_orders(mdf.header(scanner.paper(2)), max_order=4)
+      >>> print(orders[16], orders[17], orders[33], total[33])  # f_x, f_y, f_x + f_y
+      [1 0] [0 1] [1 1] 2
     """
     a = need_acquisition(file)
     count, drive = a.receiver.samples // 2 + 1, a.drive_field
@@ -191,6 +256,18 @@ def snr(file: MDF) -> Float[np.ndarray, "J C K"]:
     As stored in the file, or else from its background frames: noise is their mean
     distance from their mean, signal the median distance of voxels near the tracer. Raises
     ValueError where there is neither.
+
+    Examples:
+      >>> import dataclasses
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> head = mdf.header(scanner.paper(2), calibration=True)
+      >>> stored = dataclasses.replace(head.calibration, snr=np.full((1, 2, 817), 3.0))
+      >>> head = dataclasses.replace(head, calibration=stored)
+      >>> rows = np.zeros((1, 2, 817, 4), np.complex64)  # [J, C, K, N]
+      >>> mdf.write_calibration("calibration.mdf", head, rows)
+      >>> mdf.snr(mdf.read("calibration.mdf")).shape  # [J, C, K]
+      (1, 2, 817)
     """
     foreground, a = foreground_frames(file), need_acquisition(file)
     m, stored = need_measurement(file), stored_frequencies(file)

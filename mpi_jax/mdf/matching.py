@@ -14,6 +14,15 @@ def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[
     """What keeps a system matrix from fitting a measurement, in words; empty if it fits.
 
     grouping: how many periods of the measurement make one of the system matrix.
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> calibration = mdf.header(scanner.paper(2), calibration=True)
+      >>> mdf.compatible(calibration, mdf.header(scanner.paper(2)))
+      []
+      >>> other = mdf.header(scanner.paper(2, amplitude=10e-3))
+      >>> "strength" in mdf.compatible(calibration, other)[0]
+      True
     """
     both = (system_matrix, measurement)
     for file, name in zip(both, ("system_matrix", "measurement"), strict=True):

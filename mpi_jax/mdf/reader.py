@@ -30,6 +30,16 @@ def read(path: str | os.PathLike) -> MDF:
     Raises OSError or ValueError with one line that names the file, and the dataset, what
     was expected and what was found, for a file that can't be trusted. One warning tells
     of everything that deviates but was accepted.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> file = mdf.read("measurement.mdf")
+      >>> file.acquisition.frames, file.acquisition.receiver.samples, file.data.axes
+      (3, 1632, 'NJCV')
     """
     file, problems = _parse(path)
     if problems:
@@ -41,7 +51,17 @@ def read(path: str | os.PathLike) -> MDF:
 
 
 def check(path: str | os.PathLike) -> list[str]:
-    """What contradicts the format, a sentence each; deviations that `read` accepts too."""
+    """What contradicts the format, a sentence each; deviations that `read` accepts too.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> mdf.check("measurement.mdf")
+      []
+    """
     file, problems = _parse(path)
     return problems + list(file.notes)
 

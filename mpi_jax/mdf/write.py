@@ -46,6 +46,12 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
 
     With `calibration` of a system matrix in the frequency domain, one frame per voxel of
     the scanner's grid (`frames` then has no meaning and must stay 1).
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> head = mdf.header(scanner.paper(2), frames=5)
+      >>> head.acquisition.frames, head.acquisition.drive_field.divider.ravel().tolist()
+      (5, [102, 96])
     """
     drive, grid = scanner.drive_field, scanner.grid
     if calibration and frames != 1:
@@ -121,6 +127,15 @@ def write_measurement(
     that the header's data_conversion_factor turns into `unit`; otherwise they are in that
     unit and the header must hold no factor. source: a file whose user data, names that
     start with "_", are copied. An existing file is replaced whole or not at all.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> mdf.read("measurement.mdf").data.shape
+      (3, 1, 2, 1632)
     """
     frames, shape = _layout(header, raw)
     m = need_measurement(header)
@@ -154,6 +169,18 @@ def write_calibration(
     [rows, N], frequency fastest, then channel, then period. coefficients: B, how many of
     each row are kept where the header has a sparsity_transformation. For the rest see
     `write_measurement`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner, system_matrix
+      >>> s = scanner.paper(2)  # 2 x 2 pixels
+      >>> S = system_matrix.to_frequency(system_matrix.simulate(s))  # [C, K, P]
+      >>> head = mdf.header(s, calibration=True)
+      >>> file_order = np.argsort(mdf.voxel_order(head), axis=None)
+      >>> mdf.write_calibration("calibration.mdf", head, np.asarray(S)[None][..., file_order])
+      >>> file = mdf.read("calibration.mdf")
+      >>> file.data.shape, file.data.axes
+      ((1, 2, 817, 4), 'JCKN')
     """
     frames, shape = _layout(header, raw)
     m, length = need_measurement(header), shape[-1]
@@ -288,6 +315,15 @@ def write_reconstruction(
     /acquisition. parameters: how the images were made, stored by name under
     /reconstruction/_parameters; texts, numbers, arrays and mappings of these. An existing
     file is replaced whole or not at all.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> images = np.zeros((3, 2, 2))  # three frames
+      >>> grid, made = scanner.paper(2).grid, {"method": "kaczmarz", "lam": 1e-2}
+      >>> mdf.write_reconstruction("images.mdf", images, grid=grid, parameters=made)
+      >>> mdf.images(mdf.read("images.mdf")).shape  # [Q, S, nz, ny, nx]
+      (3, 1, 1, 2, 2)
     """
     data, n = np.asarray(data), len(grid.shape)
     extra = data.ndim - n

@@ -27,6 +27,17 @@ def background_dictionary(
 
     Raises:
       ValueError: unless frames is a finite, non-zero matrix of `rank` frames or more.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> hum = random.normal(size=30)  # what an empty scanner receives
+      >>> empty = random.normal(size=(10, 1)) * hum + 0.01 * random.normal(size=(10, 30))
+      >>> B = background_dictionary(empty, rank=1)
+      >>> B.shape  # [M, rank]
+      (30, 1)
+      >>> bool(abs(B[:, 0] @ hum) > 0.99 * np.linalg.norm(hum))
+      True
     """
     frames, rank = jnp.asarray(frames), check_count("rank", rank)
     holds = frames.ndim == 2 and min(frames.shape) >= rank
@@ -77,6 +88,19 @@ def eliminate_background(
     Raises:
       ValueError: on wrong shapes or kinds, or a concrete beta that is negative or not
         finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> hum = random.normal(size=30)  # what an empty scanner receives
+      >>> empty = random.normal(size=(10, 1)) * hum + 0.01 * random.normal(size=(10, 30))
+      >>> B = background_dictionary(empty, rank=1)
+      >>> S, c = random.normal(size=(30, 5)), np.arange(5.0)
+      >>> u = S @ c + 3 * hum
+      >>> rows, data = eliminate_background(S, u, B, beta=0.0)
+      >>> image = np.linalg.lstsq(np.asarray(rows), np.asarray(data), rcond=None)[0]
+      >>> bool(np.abs(image - c).max() < 0.1)
+      True
     """
     linear, u = system(S, u)
     B = _dictionary(B, linear)
@@ -102,6 +126,18 @@ def background_coefficients(
 ) -> Inexact[Array, "*batch L"]:
     """d [..., L]: min ||S c + B d - u||^2 + beta ||d||^2 for a given c; the background
     is d B^T. beta = 0 needs independent columns of B. Errors as above.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> hum = random.normal(size=30)  # what an empty scanner receives
+      >>> empty = random.normal(size=(10, 1)) * hum + 0.01 * random.normal(size=(10, 30))
+      >>> B = background_dictionary(empty, rank=1)
+      >>> S, c = random.normal(size=(30, 5)), np.arange(5.0)
+      >>> u = S @ c + 3 * hum
+      >>> d = background_coefficients(S, u, c, B, beta=0.0)
+      >>> bool(np.abs(B @ d - 3 * hum).max() < 0.1)
+      True
     """
     linear, u = system(S, u)
     B = _dictionary(B, linear)

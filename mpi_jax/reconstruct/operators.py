@@ -37,6 +37,14 @@ def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
 
     Raises:
       ValueError: if S is neither, is empty, or has values that are not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> operator = as_operator(S)
+      >>> print(operator.forward(c[None]))
+      [[5. 3. 1.]]
     """
     if isinstance(S, LinearOperator):
         return LinearOperator(_partial(S.forward), _partial(S.adjoint), S.shape)
@@ -69,6 +77,13 @@ def gradient(grid: tuple[int, ...]) -> LinearOperator:
 
     Raises:
       ValueError: if grid is not a tuple of integers >= 1.
+
+    Examples:
+      >>> import numpy as np
+      >>> slopes = gradient((2, 3)).forward(np.arange(6.0))  # [[0, 1, 2], [3, 4, 5]]
+      >>> print(slopes.reshape(2, 2, 3)[0])  # along y
+      [[3. 3. 3.]
+       [0. 0. 0.]]
     """
     grid = tuple(check_count("grid", n) for n in grid)
     expect(len(grid) > 0, "grid", "at least one axis", grid)
@@ -101,6 +116,13 @@ def mean_energy(S: Matrix) -> Float[Array, ""]:
     """||S||_F^2 / P [unit of S squared], the unit of a relative lam of `kaczmarz.solve`.
 
     In float32 it is 0 for entries below 1e-22; ValueError unless S is a matrix.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(mean_energy(S))  # (4 + 1 + 1 + 1) / 2
+      3.5
     """
     S = jnp.asarray(S)
     expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")

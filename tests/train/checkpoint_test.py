@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, and the right ones are kept."""
 
-
 import jax
 import numpy as np
 import pytest
