@@ -6,11 +6,14 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mpi_jax import configs
 from mpi_jax.cli.files import check_num
 from mpi_jax.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from mpi_jax import results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +53,30 @@ def run(options: Options) -> None:
 
 
 def _of_this_scanner(config: configs.Config) -> list[str]:
-    """Configs that weights ship for, with the scanner and noise of this one."""
-    setting = config.scanner, config.data.test_snr_db
-    others = {name: configs.get(name) for name in configs.SHIPPED}
-    return [
-        name
-        for name, other in others.items()
-        if (other.scanner, other.data.test_snr_db) == setting
-    ]
+    """Configs whose shipped weights know this very scanner and its test signals."""
+    from mpi_jax import pretrained
+
+    names = []
+    for name in configs.SHIPPED:
+        metadata = pretrained.load_weights(pretrained.shipped(name))[1]
+        other = configs.from_dict(metadata["config"])
+        if (other.scanner, other.data.test_snr_db) == (
+            config.scanner,
+            config.data.test_snr_db,
+        ):
+            names.append(name)
+    return names
 
 
-def _table(lines: Sequence[dict[str, Any]]) -> str:
+def _table(lines: Sequence[results.Line]) -> str:
     """The lines of an evaluation over all families, as text."""
     rows = [("method", "PSNR [dB]", "SSIM", "Dice", "s/image")]
     for line in lines:
-        if line["family"] == "all":
-            psnr, ssim, dice = (line[n]["mean"] for n in ("psnr", "ssim", "dice"))
-            numbers = f"{psnr:.2f}", f"{ssim:.4f}", f"{dice:.4f}"
-            rows.append((line["label"], *numbers, f"{line['seconds_per_image']:.2g}"))
+        if line.family == "all" and line.psnr and line.ssim and line.dice:
+            numbers = (line.psnr.mean, line.ssim.mean, line.dice.mean)
+            psnr, ssim, dice = numbers
+            words = f"{psnr:.2f}", f"{ssim:.4f}", f"{dice:.4f}"
+            rows.append((line.label, *words, f"{line.seconds_per_image:.2g}"))
     width = max(len(label) for label, *_ in rows)
     return "\n".join(
         f"{label:{width}}" + "".join(f"{number:>11}" for number in numbers)

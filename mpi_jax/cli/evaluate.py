@@ -20,10 +20,10 @@ class Options:
     """Make the work folder out of the weights that ship with the package, of this config:
     small64, small32."""
     methods: tuple[str, ...] = ()
-    """Some of xspace, xspace_tensor, kaczmarz, tikhonov, nonnegative, tv, transgan (the
-    run's network); controls zero, mean, nearest, ridge, xspace_max, kaczmarz_max.
-    Default: all but xspace_tensor, tv and the controls, and transgan where the run has
-    weights."""
+    """Some of xspace, xspace_tensor, kaczmarz, cgnr, tikhonov, elastic_net, nonnegative,
+    tv, and the run's network by the name of its config; controls zero, mean, nearest,
+    ridge, xspace_max, kaczmarz_max. Default: xspace, kaczmarz, tikhonov, nonnegative, tv,
+    and the network where the run has weights."""
     runs: tuple[Path, ...] = ()
     """Further work folders of the same scanner and test settings, whose networks are
     evaluated beside."""
@@ -38,27 +38,29 @@ def run(options: Options) -> None:
     """Evaluate, write the report, print its first table."""
     from mpi_jax import phantoms, pretrained, report, runs
     from mpi_jax.evaluation import table
-    from mpi_jax.methods.controls import CONTROLS
-    from mpi_jax.methods.problem import METHODS
 
     check_num(options.num, len(phantoms.FAMILIES))
-    check_methods(options.methods, (*METHODS, *CONTROLS))
     if options.shipped is not None:
         runs.unpack(pretrained.shipped(options.shipped), options.workdir)
+    check_methods(options.methods, options.workdir)
     with Progress() as tell:
         table.run(
             options.workdir,
-            methods=list(options.methods) or None,
-            runs=list(options.runs) or None,
+            names=options.methods or None,
+            runs=options.runs,
             num=options.num,
-            snr=list(options.snr) or None,
+            snr=options.snr or None,
             tell=tell,
         )
     report.write(options.workdir)
     print_table(options.workdir)
 
 
-def check_methods(methods: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """ValueError for a method that is none of these, before any work."""
-    for method in methods:
-        expect_one_of("--methods", method, names)
+def check_methods(names: tuple[str, ...], workdir: Path) -> None:
+    """ValueError for a method that is none, and not the run's network, before any work."""
+    from mpi_jax import runs
+    from mpi_jax.methods.table import METHODS
+
+    known = (*METHODS, runs.read_config(workdir).name)
+    for name in names:
+        expect_one_of("--methods", name, known)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from mpi_jax._spelling import expect_one_of
+from mpi_jax.cli.evaluate import check_methods
 from mpi_jax.cli.files import check_num
 from mpi_jax.cli.progress import Progress
 
@@ -20,9 +21,9 @@ class Options:
     runs: tuple[Path, ...] = ()
     """Further work folders, on the same scanner, whose networks take part."""
     methods: tuple[str, ...] = ()
-    """Some of xspace, xspace_tensor, kaczmarz, tikhonov, nonnegative, tv, transgan (the
-    run's network). Default: tikhonov, kaczmarz, nonnegative, and transgan where the run
-    has weights."""
+    """Some of xspace, xspace_tensor, kaczmarz, cgnr, tikhonov, elastic_net, nonnegative,
+    tv, and the run's network by the name of its config. Default: tikhonov, kaczmarz,
+    nonnegative, and the network where the run has weights."""
     num: int = 60
     """Images a case."""
     suites: tuple[str, ...] = ()
@@ -36,17 +37,16 @@ def run(options: Options) -> None:
     from mpi_jax.evaluation import cases, generalise
 
     check_num(options.num, len(phantoms.FAMILIES))
-    for method in options.methods:
-        expect_one_of("--methods", method, cases.METHODS)
+    check_methods(options.methods, options.workdir)
     for suite in options.suites:
         expect_one_of("--suites", suite, cases.SUITES)
     with Progress() as tell:
         generalise.run(
             options.workdir,
-            runs=list(options.runs),
-            methods=list(options.methods) or None,
+            runs=options.runs,
+            names=options.methods or None,
             num=options.num,
-            suites=list(options.suites) or None,
+            suites=options.suites or None,
             tell=tell,
         )
     print(report.write_generalisation(options.workdir).read_text(), end="")
