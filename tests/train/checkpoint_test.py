@@ -93,6 +93,6 @@ def test_shipped_weights_are_the_released_ones(name):
 
 def test_a_changed_file_is_refused(tmp_path, monkeypatch):
     name = next(iter(configs.SHIPPED))
-    monkeypatch.setitem(checkpoint.SHIPPED, name, "0" * 64)
+    monkeypatch.setitem(pretrained.SHIPPED, name, "0" * 64)
     with pytest.raises(ValueError, match="expected the released file"):
         pretrained.shipped(name)
