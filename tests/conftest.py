@@ -25,6 +25,7 @@ import fcntl  # noqa: E402
 import pathlib  # noqa: E402
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -76,3 +77,11 @@ def trained(command, tmp_path_factory):
             done = command("train", "--config", "test", "--workdir", folder)
             assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def unannotated():
+    """Without the tests' type checker: users have none, and meet the checks alone."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -5,7 +5,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.integrate
@@ -461,14 +460,6 @@ def test_bad_input():
         physics.voltage(s, np.ones((8, 8)), model="debye")
 
 
-@pytest.fixture
-def unannotated():
-    """Without the tests' type checker: users have none, and meet the checks alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.parametrize(
     "bad, words", [(np.nan, "finite"), (np.inf, "finite"), (1j, "real")]
 )
@@ -477,11 +468,13 @@ def test_numbers_that_would_spread_in_silence(unannotated, bad, words):
     s, key = scanner.paper(4), jax.random.key(0)
     image = np.where(np.eye(4) > 0, bad, np.ones((4, 4)))
     u = jnp.asarray(np.where(np.arange(1632) == 5, bad, np.ones((2, 1632))))
+    drive = jnp.full((2, 3), bad)
     matrix = np.ones((2, 1632, 16))
     spectra = np.where(np.arange(817) == 5, np.nan, np.ones((2, 817), complex))
     doors = [
         lambda: physics.voltage(s, image),
-        lambda: physics.response(s, u[:, :3].T[:, :3], u[:, :3].T),
+        lambda: physics.response(s, drive, jnp.ones((2, 3))),
+        lambda: physics.response(s, jnp.ones((2, 3)), drive),
         lambda: physics.spectrum(u),
         lambda: system_matrix.forward(matrix, image),
         lambda: system_matrix.to_frequency(u[..., None]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
@@ -69,20 +69,20 @@ class MPIRFDriveField(DriveField):
 def _shape(shape: Any, axes: int) -> tuple[int, ...]:
     if is_integer(shape):
         return (int(shape),) * axes
-    wrong = f"an integer or a tuple of {axes} integers"
-    expect(np.ndim(shape) == 1 and len(shape) == axes, "shape", wrong, repr(shape))
-    return tuple(shape)
+    form = f"an integer or a tuple of {axes} integers"
+    expect(np.ndim(shape) == 1 and len(shape) == axes, "shape", form, repr(shape))
+    return tuple(check_count("shape", n) for n in shape)
 
 
 def paper(
-    shape: int | tuple[int, int] = 128,
+    shape: SupportsIndex | tuple[SupportsIndex, ...] = 128,
     *,
     amplitude: Scalar = 12.8e-3,
     gradient: Scalar = 2.0,
     field_of_view: Scalar = 12.8e-3,
     phase: Scalar = 0.0,
     tracer: Tracer | None = None,
-    oversample: int = 2,
+    oversample: SupportsIndex = 2,
 ) -> Scanner:
     """The dual-task TransGAN paper's scan: 12.8 x 12.8 mm, 2 x 1632 samples.
 
@@ -116,7 +116,9 @@ def paper(
         selection_field=SelectionField(
             array([-gradient, -gradient, 2 * gradient])[:, None] * np.eye(3)
         ),
-        receiver=Receiver(np.eye(2, 3), oversample=oversample),
+        receiver=Receiver(
+            np.eye(2, 3), oversample=check_count("oversample", oversample)
+        ),
         grid=Grid(_shape(shape, 2), (field_of_view, field_of_view, 1e-3)),
     )
 
@@ -182,7 +184,7 @@ def circular_coil(
     radius: float,
     centre: Vector,
     axis: Vector,
-    segments: int = 256,
+    segments: SupportsIndex = 256,
 ) -> Float[np.ndarray, "3 P"]:
     """Sensitivity [3, P] T/A of one circular turn at the grid's pixels (Biot-Savart).
 
@@ -231,11 +233,11 @@ _PERIMAG = Tracer(30e-9, 0.6 / VACUUM_PERMEABILITY, 293.15)
 
 
 def open_mpi_2d(
-    shape: int | tuple[int, int] = 37,
+    shape: SupportsIndex | tuple[SupportsIndex, ...] = 37,
     *,
     field_of_view: tuple[float, float, float] = (37e-3, 37e-3, 0.5e-3),
     tracer: Tracer = _PERIMAG,
-    oversample: int = 2,
+    oversample: SupportsIndex = 2,
 ) -> Scanner:
     """Open MPI Data's preclinical Bruker scanner, 2D sequence, receive channels x and y.
 
@@ -256,17 +258,19 @@ def open_mpi_2d(
         tracer=tracer,
         drive_field=DriveField((12e-3, 12e-3, 0.0), (102, 96, 0), (0.25, 0.25, 0.0)),
         selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
-        receiver=Receiver(np.eye(2, 3), oversample=oversample),
+        receiver=Receiver(
+            np.eye(2, 3), oversample=check_count("oversample", oversample)
+        ),
         grid=Grid(_shape(shape, 2), field_of_view),
     )
 
 
 def open_mpi_3d(
-    shape: int | tuple[int, int, int] = 19,
+    shape: SupportsIndex | tuple[SupportsIndex, ...] = 19,
     *,
     field_of_view: tuple[float, float, float] = (38e-3, 38e-3, 19e-3),
     tracer: Tracer = _PERIMAG,
-    oversample: int = 2,
+    oversample: SupportsIndex = 2,
 ) -> Scanner:
     """Open MPI Data's 3D sequence: third axis at 2.5 MHz / 99, three channels.
 
@@ -281,6 +285,6 @@ def open_mpi_3d(
         tracer=tracer,
         drive_field=DriveField((12e-3, 12e-3, 12e-3), (102, 96, 99), (0.25,) * 3),
         selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
-        receiver=Receiver(np.eye(3), oversample=oversample),
+        receiver=Receiver(np.eye(3), oversample=check_count("oversample", oversample)),
         grid=Grid(_shape(shape, 3), field_of_view),
     )

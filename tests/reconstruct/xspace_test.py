@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.optimize
@@ -458,24 +457,20 @@ def test_a_slice_beside_the_scanned_plane_has_no_x_space_image():
 
 
 @pytest.mark.parametrize("bad, words", [(np.nan, "finite"), (1j, "real")])
-def test_signals_that_are_no_signals(plan, bad, words):
+def test_signals_that_are_no_signals(unannotated, plan, bad, words):
     s = scanner.paper(8)
     u, short = np.full((2, 1632), bad), np.full((2, 544), bad)
     image = np.full((16, 16), bad)
-    jaxtyping.config.update("jaxtyping_disable", True)  # as users have it
-    try:
-        for door in (
-            lambda: xspace.reconstruct(s, u),
-            lambda: xspace.native_signal(s, u),
-            lambda: xspace_tensor.reconstruct_tensor(plan, short),
-            lambda: xspace_tensor.trace(plan, short),
-            lambda: xspace_tensor.blur(plan, image),
-            lambda: xspace_tensor.deconvolve(plan, image),
-        ):
-            with pytest.raises(ValueError, match=f"expected {words} numbers"):
-                door()
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    for door in (
+        lambda: xspace.reconstruct(s, u),
+        lambda: xspace.native_signal(s, u),
+        lambda: xspace_tensor.reconstruct_tensor(plan, short),
+        lambda: xspace_tensor.trace(plan, short),
+        lambda: xspace_tensor.blur(plan, image),
+        lambda: xspace_tensor.deconvolve(plan, image),
+    ):
+        with pytest.raises(ValueError, match=f"expected {words} numbers"):
+            door()
 
 
 def test_a_width_in_millimetres_is_named():

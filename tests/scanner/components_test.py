@@ -245,11 +245,10 @@ def test_bad_input_is_named(build, words):
         ),
         (
             lambda: scanner.circular_coil(
-                scanner.paper(4).grid, radius=50, centre=(0, 0, 0), axis=(0, 0, 1)
+                scanner.paper(4).grid, radius=50.0, centre=(0, 0, 0), axis=(0, 0, 1)
             ),
             r"radius: expected metres \[m\].* mean 50e-3\?",
         ),
-        (lambda: scanner.Receiver(1j * np.eye(3)), "real numbers, got complex128"),
     ],
 )
 def test_a_number_in_another_unit_is_named(build, words):
@@ -266,7 +265,7 @@ def test_numbers_under_jit_and_in_stacks():
         scanner.Tracer(core_diameter=np.array([20e-9, 30.0]))
 
 
-def test_integers_of_numpy_are_integers():
+def test_integers_of_numpy_are_integers(unannotated):
     """Kept as Python's, so that equal scanners are equal and go into JSON."""
     n = np.int64(8)
     assert scanner.paper(n).grid.shape == (8, 8)
@@ -285,6 +284,13 @@ def test_integers_of_numpy_are_integers():
     ):
         with pytest.raises(ValueError, match="expected"):
             build()
+
+
+def test_coils_are_real(unannotated):
+    with pytest.raises(
+        ValueError, match="sensitivity: expected real numbers, got comp"
+    ):
+        scanner.Receiver(1j * np.eye(3))
 
 
 def test_presets_are_oversampled_but_the_one_of_the_other_simulator():
