@@ -15,6 +15,7 @@ from mpi_jax.data.examples import draw
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.reconstruct import spectral
 
+
 class Preset(Protocol):
     """A scanner by the pixels of its side and how finely it is sampled inside."""
 
