@@ -57,8 +57,8 @@ RESERVED = {
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
-# Tests of what is no single module: the house, programs, measured data of others.
-BESIDE = {"layout", "measured", *PROGRAMS}
+# Tests of what is no single module: the house, its pages, programs, measured data of others.
+BESIDE = {"layout", "init", "doctest", "blocks", "measured", *PROGRAMS}
 
 
 def imports(path):
