@@ -116,7 +116,8 @@ def draw(
     pair = jnp.broadcast_to(jnp.asarray(snr_db, jnp.float32), (2,))
     key = jax.random.key(_NOISE_SEED) if key is None else key
     number = phantoms.SPLITS.index(split)
-    made = draw_pictures(number, start, size, forward.scanner.grid, families)
+    # All six arguments as in `stream`: one traced and compiled program for both.
+    made = draw_pictures(number, start, size, forward.scanner.grid, families, None)
     return _observe(forward, made, start, pair, key)
 
 
