@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from mpi_jax._checks import expect
 
 TRANSFORMS = ("DCT-I", "DCT-II", "DCT-III", "DCT-IV")
 
 
 def dct(values: np.ndarray, kind: str, *, inverse: bool = False) -> np.ndarray:
     """Orthonormal cosine transform DCT-I to DCT-IV over all axes but the first."""
-    if kind not in TRANSFORMS:
-        raise ValueError(f"kind: expected one of {TRANSFORMS}, got {kind!r}")
+    expect(kind in TRANSFORMS, "kind", f"one of {TRANSFORMS}", repr(kind))
     for axis, n in enumerate(values.shape[1:], 1):
         if n > 1:
             matrix = _dct_matrix(kind, n)
@@ -39,8 +36,9 @@ def _dct_matrix(kind, n):
     return second if kind == "DCT-II" else second.T
 
 
-# Without "highest" GPUs and TPUs multiply with ten or fewer mantissa bits.
-matmul = functools.partial(jnp.matmul, precision="highest")
+def matmul(a, b):
+    """Product in full precision: GPUs and TPUs multiply with ten mantissa bits or fewer."""
+    return jnp.matmul(a, b, precision="highest")
 
 
 def norm(x):
@@ -51,31 +49,3 @@ def norm(x):
     energy = jnp.sum(jnp.square(x.real) + jnp.square(x.imag), axis=-1)
     root = jnp.sqrt(jnp.where(energy > 0, energy, 1))
     return jnp.where(energy > 0, root, 0) * peak[..., 0]
-
-
-def check_lam(lam, name="lam"):
-    if not isinstance(lam, jax.core.Tracer):
-        values = np.asarray(lam)
-        good = np.isfinite(values).all() and (values >= 0).all()
-        expect(good, name, "finite numbers >= 0", values)
-
-
-def check_positive(name, array):
-    if not isinstance(array, jax.core.Tracer):
-        values = np.asarray(array)
-        good = np.isfinite(values).all() and (values > 0).all()
-        expect(good, name, "finite numbers > 0", values)
-
-
-def _count(name, value):
-    try:
-        count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        count = None
-    expect(count is not None and count >= 1, name, "an integer >= 1", repr(value))
-    return count
-
-
-def expect(holds, name, expected, got):
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")

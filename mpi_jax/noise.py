@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,39 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mpi_jax import physics
+from mpi_jax._checks import (
+    TEMPERATURE,
+    brief,
+    check_count,
+    check_flags,
+    check_not_negative,
+    check_positive,
+    check_real,
+    check_signal,
+    concrete,
+    expect,
+)
 from mpi_jax.physics import _dtype, receive, signal, spectrum
 from mpi_jax.scanner import BOLTZMANN, Scanner
 
 
 def band_noise(key, u, frequency_selection):
-    """Noise of unit power like u [C, V] that only has the frequencies frequency_selection [C, K]."""
-    samples = u.shape[-1]
+    """Noise of unit power like u, that only has the selected frequencies.
+
+    Args:
+      key: of jax.random.
+      u: signal [C, V], whose shape and type the noise takes; its unit is not used.
+      frequency_selection: boolean [C, K].
+
+    Raises:
+      ValueError: on complex u, or a selection of another shape or of nothing.
+    """
+    check_signal("u", u)
+    samples, bins = u.shape[-1], (*u.shape[:-1], u.shape[-1] // 2 + 1)
+    shape = np.shape(frequency_selection)
+    expect(shape == bins, "frequency_selection", f"shape {bins}", f"shape {shape}")
+    if (selected := concrete(frequency_selection)) is not None:
+        expect(selected.any(), "frequency_selection", "a selected frequency", "none")
     white = jnp.fft.rfft(jax.random.normal(key, u.shape, u.dtype))
     # A bin stands for two frequencies, but those without an opposite one.
     twice = np.full(frequency_selection.shape[-1], 2.0)
@@ -36,6 +63,12 @@ def signals(
     The same iron per volume makes them: of larger cores there are fewer, and a pixel of
     a finer grid counts by its area ("moment" scaling knows of neither).
     """
+    expect(
+        other.receiver.scaling == nominal.receiver.scaling,
+        "other",
+        f"the scaling of the nominal scanner, {nominal.receiver.scaling!r}",
+        repr(other.receiver.scaling),
+    )
     u = physics.voltage(other, images, model)
     if nominal.receiver.scaling == "si":
         return u
@@ -71,13 +104,20 @@ def coloured_noise(
     constant density is white noise. Raises ValueError on a density of another length,
     negative or zero everywhere.
     """
+    check_signal("u", u)
     samples = u.shape[-1]
     density = np.asarray(density, float)
-    if density.shape != (samples // 2 + 1,) or density.min() < 0 or not density.any():
-        raise ValueError(
-            f"density: expected {samples // 2 + 1} numbers >= 0, not all 0, one for "
-            f"each rfft bin of {samples} samples, got shape {density.shape}"
-        )
+    bins = samples // 2 + 1
+    expect(
+        density.shape == (bins,)
+        and np.isfinite(density).all()
+        and density.min() >= 0
+        and density.any(),
+        "density",
+        f"{bins} finite numbers >= 0, not all 0, one for each rfft bin of {samples} "
+        "samples",
+        f"shape {density.shape}, {brief(density)}",
+    )
     # Bins without a mirror image count once, the others twice.
     own = np.arange(samples // 2 + 1) % (samples / 2) != 0
     power = np.sum(density * (1 + own)) / samples
@@ -86,6 +126,14 @@ def coloured_noise(
     gain = gain.reshape((1,) * (u.ndim - 1) + gain.shape)
     noise = jnp.fft.irfft(white * gain, n=samples)
     return u + noise_level(u, snr_db) * noise
+
+
+def check_snr(snr_db: Any) -> None:
+    """ValueError for an SNR that is complex, NaN or -inf [dB]; inf: no noise."""
+    check_real("snr_db", snr_db)
+    if (values := concrete(snr_db)) is not None:
+        holds = not np.isnan(values).any() and np.all(values > -np.inf)
+        expect(holds, "snr_db", "numbers [dB], inf for no noise", brief(values))
 
 
 def noise_level(
@@ -99,6 +147,9 @@ def noise_level(
     signal, or with per_channel over its samples, one sigma for each channel. It holds
     for all frequencies together, before any band is selected. An infinite SNR gives 0.
     """
+    check_signal("u", u)
+    check_snr(snr_db)
+    check_flags(per_channel=per_channel)
     axes = -1 if per_channel else (-2, -1)
     power = jnp.mean(u**2, axis=axes, keepdims=True)
     ratio = jnp.broadcast_to(jnp.asarray(snr_db, u.dtype), u.shape[:-2])
@@ -128,14 +179,11 @@ def thermal_noise_level(
     noise in every sample), averages n of equal periods. Goes with "si" scaling and
     sensitivities in T/A. Raises ValueError where one of them isn't positive.
     """
-    for name, value in (
-        ("resistance", resistance),
-        ("temperature", temperature),
-        ("bandwidth", bandwidth),
-        ("averages", averages),
-    ):
-        if not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+    check_positive("resistance", resistance)
+    check_positive("temperature", temperature)
+    TEMPERATURE.check("temperature", temperature)
+    check_positive("bandwidth", bandwidth)
+    averages = check_count("averages", averages)
     return (4 * BOLTZMANN * temperature * resistance * bandwidth / averages) ** 0.5
 
 
@@ -152,20 +200,20 @@ def feed_through(
     """
     drive = scanner.drive_field
     count = amplitude.shape[-1]
-    wanted = (scanner.channels, 3, count)
+    shape = (scanner.channels, 3, count)
     for name, value in (("amplitude", amplitude), ("phase", phase)):
-        if value.shape != wanted:
-            raise ValueError(
-                f"{name}: expected shape {wanted} (channels, drive axes, harmonics), got "
-                f"{value.shape}"
-            )
+        words = f"shape {shape} (channels, drive axes, harmonics)"
+        expect(value.shape == shape, name, words, value.shape)
+        check_signal(name, value)
     harmonics = np.arange(1, count + 1)
     for axis, n in enumerate(drive.divider):
-        if n and 2 * count > drive.oversampling * n:
-            raise ValueError(
-                f"amplitude: expected harmonics below half the sampling rate, at most "
-                f"{drive.oversampling * n // 2} on axis {axis}, got {count}"
-            )
+        most = drive.oversampling * n // 2
+        expect(
+            not n or count <= most,
+            "amplitude",
+            f"harmonics below half the sampling rate, at most {most} on axis {axis}",
+            count,
+        )
     # h n / N modulo 1 in float64 on the host, so that late samples keep their phase.
     turns = (drive.turns()[..., None] * harmonics) % 1
     driven = np.array([n > 0 for n in drive.divider])[:, None]
@@ -173,10 +221,11 @@ def feed_through(
     start = 2 * np.pi * jnp.asarray(phase, _dtype())
     a = jnp.asarray(amplitude, _dtype())
     parts = a * jnp.cos(start), -a * jnp.sin(start)
-    u = sum(
+    cosine, sine = (
         jnp.einsum("cdh,vdh->cv", part, table, precision="highest")
         for part, table in zip(parts, tables, strict=True)
     )
+    u = cosine + sine
     if scanner.receiver.transfer_function is None:
         return u
     still = dataclasses.replace(scanner.tracer, relaxation_time=None)
@@ -199,13 +248,13 @@ def measure(
     to background[1] in the last; white noise of standard deviation noise_level [unit of
     u; a number or something that broadcasts to C, V] is added to all of them.
     """
-    if empty < 1:
-        raise ValueError(f"empty: expected at least 1 empty frame, got {empty}")
-    if background.shape != (2, *u.shape[1:]):
-        raise ValueError(
-            f"background: expected shape {(2, *u.shape[1:])} like the frames, got "
-            f"{background.shape}"
-        )
+    empty = check_count("empty", empty)
+    check_signal("u", u)
+    shape = (2, *u.shape[1:])
+    same = background.shape == shape
+    expect(same, "background", f"shape {shape} like the frames", background.shape)
+    check_signal("background", background)
+    check_not_negative("noise_level", noise_level)
     frames = jnp.pad(u, ((empty, empty), (0, 0), (0, 0)))
     count = len(frames)
     time = jnp.linspace(0, 1, count, dtype=u.dtype)[:, None, None]

@@ -23,6 +23,7 @@ What follows the particles, all off by default, in this order: relaxation, backg
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from functools import partial
 
 import jax
@@ -30,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
+from mpi_jax._checks import check_finite, check_signal, expect
+from mpi_jax._linalg import matmul
 from mpi_jax.scanner import MPIRFDriveField, Scanner, Tracer
 
 MODELS = ("tensor", "mpirf")
@@ -86,8 +89,25 @@ def _dtype():
 
 
 def check_model(model: str) -> None:
-    if model not in MODELS:
-        raise ValueError(f"model: expected one of {MODELS}, got {model!r}")
+    expect(model in MODELS, "model", f"one of {MODELS}", repr(model))
+
+
+def check_simulation(scanner: Scanner, model: str) -> None:
+    """ValueError unless it is one scanner and a model of MODELS.
+
+    Warns where filters act on a signal that was not oversampled.
+    """
+    check_model(model)
+    scanner.check_single()
+    receiver, tau = scanner.receiver, scanner.tracer.relaxation_time
+    if receiver.oversample == 1 and filtered(scanner):
+        filters = "a transfer function" if tau is None else "relaxation"
+        warnings.warn(
+            f"Receiver.oversample: expected 2 or more with {filters}, got 1: harmonics "
+            "above half the sampling rate fold back and are then filtered as if they "
+            "were the lower ones",
+            stacklevel=3,
+        )
 
 
 def tracer_kernel(
@@ -110,8 +130,8 @@ def tracer_kernel(
         f, q = langevin(r * z)
         return (total[0] + w * r * f, total[1] + w * r * (r * q)), None
 
-    weights = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
-    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, weights))[0]
+    share = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
+    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, share))[0]
 
 
 def _selection(scanner: Scanner, dtype) -> Float[Array, "P 3"]:
@@ -154,14 +174,7 @@ def _induced(scanner: Scanner, drive, rate, selection, sensitivity, model: str):
 def _sensitivity(scanner: Scanner, dtype) -> Float[Array, "C axes pixels"]:
     """[C, 3, P], or [C, 3, 1] for homogeneous coils."""
     value = jnp.asarray(scanner.receiver.sensitivity, dtype)
-    if value.ndim == 2:
-        return value[..., None]
-    if value.shape[-1] != scanner.grid.size:
-        raise ValueError(
-            f"Receiver.sensitivity: expected [C, 3] or [C, 3, {scanner.grid.size}] like "
-            f"the grid, got {value.shape}"
-        )
-    return value
+    return value[..., None] if value.ndim == 2 else value
 
 
 def response(
@@ -175,6 +188,19 @@ def response(
     drive_field [T, 3] T, drive_rate [T, 3] T/s; the result is in the receiver's scaling.
     Particles in equilibrium and coils alone: without relaxation and transfer function.
     """
+    check_model(model)
+    scanner.check_single()
+    for name, value in (("drive_field", drive_field), ("drive_rate", drive_rate)):
+        shape = value.shape
+        expect(len(shape) == 2 and shape[1] == 3, name, "shape [T, 3]", list(shape))
+        check_signal(name, value)
+    same = drive_field.shape == drive_rate.shape
+    expected = f"shape {list(drive_field.shape)} like drive_field"
+    expect(same, "drive_rate", expected, list(drive_rate.shape))
+    return _response(scanner, drive_field, drive_rate, model)
+
+
+def _response(scanner, drive_field, drive_rate, model):
     dtype = drive_field.dtype
     coil = _sensitivity(scanner, dtype)
     return _induced(
@@ -210,11 +236,13 @@ def filtered(scanner: Scanner) -> bool:
         or receiver.transfer_function is not None
         or scanner.tracer.relaxation_time is not None
     )
-    if some and isinstance(scanner.drive_field, MPIRFDriveField):
-        raise ValueError(
-            "scanner: expected a drive field sampled over whole periods for relaxation, "
-            "transfer function or oversample; MPIRF's repeats its end point"
-        )
+    expect(
+        not (some and isinstance(scanner.drive_field, MPIRFDriveField)),
+        "scanner",
+        "a drive field sampled over whole periods for relaxation, transfer function or "
+        "oversample",
+        "MPIRF's, which repeats its end point",
+    )
     return some
 
 
@@ -229,6 +257,14 @@ def receive(
     """
     samples = scanner.samples
     count = samples // 2 + 1
+    finest = scanner.receiver.oversample * samples // 2 + 1
+    expect(
+        spectra.shape[-1] == finest,
+        "spectra",
+        f"shape [..., {finest}], of all bins of the scanner as it is simulated",
+        list(spectra.shape),
+    )
+    check_finite("spectra", spectra)
     spectra = spectra[..., :count] / scanner.receiver.oversample
     real = spectra.real.dtype
 
@@ -252,6 +288,8 @@ def pixel_spectra(
     scanner: Scanner, pixels: Int[Array, " N"], model: str = "tensor"
 ) -> Complex[Array, "N C K"]:
     """Spectrum of unit concentration in each of some pixels, as the receiver has it."""
+    check_model(model)
+    scanner.check_single()
     simulated = inner(scanner)
     drive, rate = (a.astype(_dtype()) for a in simulated.drive_field.field())
     coil = _sensitivity(scanner, drive.dtype)
@@ -293,13 +331,15 @@ def voltage(
     system_matrix.forward. Differentiable in everything; the backward pass recomputes
     the kernel block by block. Raises ValueError on a shape that isn't the grid's.
     """
-    check_model(model)
+    check_simulation(scanner, model)
     shape = scanner.grid.shape
-    if concentration.shape[-len(shape) :] != shape:
-        raise ValueError(
-            f"concentration: expected shape [..., {', '.join(map(str, shape))}] like the "
-            f"grid, got {list(concentration.shape)}"
-        )
+    expect(
+        concentration.shape[-len(shape) :] == shape,
+        "concentration",
+        f"shape [..., {', '.join(map(str, shape))}] like the grid",
+        list(concentration.shape),
+    )
+    check_signal("concentration", concentration)
     return _voltage(scanner, jnp.asarray(concentration, _dtype()), model)
 
 
@@ -315,10 +355,12 @@ def _voltage(scanner, concentration, model):
 
     @jax.checkpoint
     def block(start):
-        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
-        kernel = response(scanner, *rows, model)
+        now, change = (
+            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
+        )
+        kernel = _response(scanner, now, change, model)
         flat = kernel.reshape(-1, scanner.grid.size)
-        product = jnp.matmul(flat, images, precision="highest")
+        product = matmul(flat, images)
         return product.reshape(*kernel.shape[:2], -1)
 
     blocks = jax.lax.map(block, jnp.asarray(starts))  # [blocks, C, T, B]
@@ -332,6 +374,7 @@ def _voltage(scanner, concentration, model):
 
 def spectrum(u: Float[Array, "*batch V"]) -> Array:
     """Unnormalised rfft over one period, [..., K = V//2 + 1] complex."""
+    check_signal("u", u)
     return jnp.fft.rfft(u, axis=-1)
 
 
@@ -339,4 +382,8 @@ def signal(
     scanner: Scanner, spectra: Complex[Array, "*batch K"]
 ) -> Float[Array, "*batch V"]:
     """Inverse of `spectrum` over one period of the scanner."""
+    bins = scanner.samples // 2 + 1
+    held = spectra.ndim > 0 and spectra.shape[-1] == bins
+    expect(held, "spectra", f"shape [..., {bins}]", list(spectra.shape))
+    check_finite("spectra", spectra)
     return jnp.fft.irfft(spectra, n=scanner.samples, axis=-1)

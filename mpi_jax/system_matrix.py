@@ -21,6 +21,13 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from mpi_jax import physics
+from mpi_jax._checks import (
+    check_count,
+    check_finite,
+    check_signal,
+    expect,
+)
+from mpi_jax._linalg import matmul
 from mpi_jax.scanner import Scanner
 
 # Numbers in the signals of the voxels transformed at once: enough to fill the machine,
@@ -34,7 +41,7 @@ def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
     Written block by block into the result, so that peak memory stays near its size.
     Units: the receiver's, per unit concentration.
     """
-    physics.check_model(model)
+    physics.check_simulation(scanner, model)
     return _simulate(scanner, model)
 
 
@@ -55,8 +62,10 @@ def _simulate(scanner, model):
 
     @jax.checkpoint
     def block(start):
-        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
-        return physics.response(scanner, *rows, model)
+        now, change = (
+            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
+        )
+        return physics.response(scanner, now, change, model)
 
     def write(matrix, start):
         return jax.lax.dynamic_update_slice_in_dim(
@@ -98,12 +107,10 @@ def simulate_rows(
     order of `select_rows`. Peak memory stays near the result: some voxels at a time are
     simulated over a whole period and transformed.
     """
-    physics.check_model(model)
+    physics.check_simulation(scanner, model)
     frequency_selection = np.asarray(frequency_selection)
-    wanted = (scanner.channels, scanner.samples // 2 + 1)
-    _check_selection(
-        frequency_selection, wanted, "channels and rfft bins of the scanner"
-    )
+    bins = (scanner.channels, scanner.samples // 2 + 1)
+    _check_selection(frequency_selection, bins, "channels and rfft bins of the scanner")
     return _simulate_rows(scanner, np.flatnonzero(frequency_selection), model)
 
 
@@ -126,9 +133,8 @@ def row_energies(
     stride: take every stride-th voxel of each axis only, counted from half a stride, an
     estimate at a fraction of the cost. Unit: that of u^ squared.
     """
-    physics.check_model(model)
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"stride: expected a whole number >= 1, got {stride}")
+    physics.check_simulation(scanner, model)
+    stride = check_count("stride", stride)
     index = np.arange(scanner.grid.size).reshape(scanner.grid.shape)
     taken = tuple(slice(min(stride, n) // 2, None, stride) for n in index.shape)
     return _row_energies(scanner, index[taken].reshape(-1), model)
@@ -169,23 +175,22 @@ def strongest(
     Raises ValueError where there are fewer than that.
     """
     energies = np.asarray(energies)
+    check_signal("energies", energies)
     allowed = (
         np.ones(energies.shape, bool)
         if frequency_selection is None
         else np.asarray(frequency_selection)
     )
     _check_selection(allowed, energies.shape, "the energies")
-    if not 1 <= count <= allowed.sum():
-        raise ValueError(
-            f"count: expected 1 to {allowed.sum()} rows (as many may be kept), got {count}"
-        )
+    count = check_count("count", count)
+    most = int(allowed.sum())
+    expect(count <= most, "count", f"1 to {most} rows (as many may be kept)", count)
     order = np.argsort(np.where(allowed, -energies, np.inf), axis=None, kind="stable")
     chosen = np.zeros(energies.size, bool)
     chosen[order[:count]] = True
     return chosen.reshape(energies.shape)
 
 
-@jax.jit
 def forward(
     matrix: Inexact[Array | np.ndarray, "*rows P"],
     concentration: Float[Array | np.ndarray, "*batch_and_grid"],
@@ -196,35 +201,42 @@ def forward(
     are. A batch is one matrix product (for complex rows two, real and imaginary part).
     Raises ValueError where the pixels don't fit the matrix.
     """
-    *rows, pixels = matrix.shape
+    *_, pixels = matrix.shape
     batch, size = concentration.shape, 1
     while size < pixels and batch:
         size *= batch[-1]
         batch = batch[:-1]
-    if size != pixels:
-        raise ValueError(
-            f"concentration: expected trailing axes with {pixels} pixels in all like the "
-            f"system matrix, got shape {list(concentration.shape)}"
-        )
+    expect(
+        size == pixels,
+        "concentration",
+        f"trailing axes with {pixels} pixels in all like the system matrix",
+        f"shape {list(concentration.shape)}",
+    )
+    check_signal("concentration", concentration)
+    return _forward(matrix, jnp.reshape(concentration, (*batch, pixels)))
+
+
+@jax.jit
+def _forward(matrix, concentration):
+    *rows, pixels = matrix.shape
+    *batch, _ = concentration.shape
     images = concentration.reshape(-1, pixels)
     # The transposes stay outside of the product: folded into it, as XLA would do, they
     # make it three times slower on CPU.
     columns = jax.lax.optimization_barrier(images.T)
     flat = matrix.reshape(-1, pixels)
 
-    def product(part):
-        return jnp.matmul(part, columns, precision="highest")
-
     if jnp.iscomplexobj(flat):
-        u = jax.lax.complex(product(flat.real), product(flat.imag))
+        u = jax.lax.complex(matmul(flat.real, columns), matmul(flat.imag, columns))
     else:
-        u = product(flat)
+        u = matmul(flat, columns)
     u = jax.lax.optimization_barrier(u)
     return u.T.reshape(*batch, *rows)
 
 
 def to_frequency(matrix: Float[Array | np.ndarray, "C V P"]) -> Complex[Array, "C K P"]:
     """Unnormalised rfft of each channel and pixel over the period."""
+    check_signal("matrix", matrix)
     return _to_frequency(jnp.asarray(matrix))
 
 
@@ -245,7 +257,10 @@ def select_rows(
     frequency_selection [C, K] boolean. S^ [C, K, P] with axis=1 gives [M, P]; u^ [..., C, K] with
     axis=-1 gives [..., M]. Both use one row order: frequency fastest, then channel.
     """
+    check_finite("spectra", spectra)
     spectra = jnp.asarray(spectra)
+    held = spectra.ndim >= 2 and 1 <= axis % spectra.ndim
+    expect(held, "axis", f"1 to {spectra.ndim - 1}, with channels before it", axis)
     axis = axis % spectra.ndim
     _check_selection(
         frequency_selection, spectra.shape[axis - 1 : axis + 1], "the spectra"
@@ -259,15 +274,14 @@ def select_rows(
 def _check_selection(
     frequency_selection: np.ndarray, shape: tuple[int, ...], like: str
 ) -> None:
-    if frequency_selection.shape != tuple(shape) or frequency_selection.dtype != bool:
-        raise ValueError(
-            f"frequency_selection: expected shape {tuple(shape)} like {like}, boolean; got "
-            f"{frequency_selection.shape}, {frequency_selection.dtype}"
-        )
-    if not np.any(frequency_selection):
-        raise ValueError(
-            "frequency_selection: expected at least one selected frequency, got none"
-        )
+    name, selected = "frequency_selection", frequency_selection
+    expect(
+        selected.shape == tuple(shape) and selected.dtype == bool,
+        name,
+        f"shape {tuple(shape)} like {like}, boolean",
+        f"{selected.shape}, {selected.dtype}",
+    )
+    expect(np.any(selected), name, "at least one selected frequency", "none")
 
 
 def frequency_selection(
@@ -279,9 +293,10 @@ def frequency_selection(
     """
     f = scanner.frequencies()
     selected = (f >= min_frequency) & (f <= max_frequency) & (f > 0)
-    if not selected.any():
-        raise ValueError(
-            f"min_frequency, max_frequency: expected a band that holds some of the "
-            f"frequencies up to {f[-1]:g} Hz, got {min_frequency:g} to {max_frequency:g} Hz"
-        )
+    expect(
+        selected.any(),
+        "min_frequency, max_frequency",
+        f"a band that holds some of the frequencies up to {f[-1]:g} Hz",
+        f"{min_frequency:g} to {max_frequency:g} Hz",
+    )
     return np.tile(selected, (scanner.channels, 1))

@@ -1,7 +1,10 @@
 """The house: who may import whom, read from the source."""
 
 import ast
+import configparser
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,9 +17,9 @@ LONGEST = 500  # lines of a file
 SIGNALS = {"scanner", "phantoms", "physics", "noise", "system_matrix"}
 LEARNING = {"data", "train", "models", "configs", "pretrained", "runs", "metrics"}
 # Room -> rooms of ours that it may import, in the order of the data. A room is a module
-# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg` and
-# `_progress` are tools, open to all and importing none of the rooms.
-TOOLS = {"_files", "_checks", "_linalg", "_progress"}
+# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg`,
+# `_progress` and `_spelling` are tools, open to all and importing none of the rooms.
+TOOLS = {"_files", "_checks", "_linalg", "_progress", "_spelling"}
 ALLOWED = {
     "scanner": set(),
     "phantoms": {"scanner"},
@@ -32,7 +35,7 @@ ALLOWED = {
     "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
-    "runs": {"configs", "pretrained"},
+    "runs": {"configs", "pretrained", "results"},
     "results": set(),
     "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
     "train": {"models", "data", "metrics", "runs", "configs", "pretrained"},
@@ -50,7 +53,7 @@ RESERVED = {
     "tensorflow_datasets": {"data"},
     "tyro": {"cli"},
     "tqdm": {"cli"},
-    "argparse": {"cli"},
+    "argparse": set(),
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
@@ -198,6 +201,34 @@ def test_programs_come_in_by_the_doors(path):
 
 def test_every_room_has_its_rule():
     assert {room(p) for p in FILES} - TOOLS == set(ALLOWED)
+
+
+def declared(*extras):
+    """Names of the libraries that setup.cfg asks for, as pip spells them."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = setup["options"]["install_requires"].splitlines()
+    for extra in extras:
+        asked += setup["options.extras_require"][extra].splitlines()
+    names = (re.match(r"[\w-]*", line.strip())[0] for line in asked)
+    return {name.lower().replace("_", "-") for name in names if name}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    tops = {module.split(".")[0] for path in FILES for module in imports(path)}
+    tops -= {"mpi_jax", "setuptools"} | set(sys.stdlib_module_names)
+    providers = importlib.metadata.packages_distributions()
+    # Of an optional library that isn't installed, the name as it is imported.
+    libraries = {
+        top: {d.lower().replace("_", "-") for d in providers.get(top, [top])}
+        for top in tops
+    }
+    asked = declared("data", "tensorboard")
+    for top, names in libraries.items():
+        known = names | {top.lower().replace("_", "-")}
+        assert known & asked, f"{top} is imported and not declared in setup.cfg"
+    unused = declared() - set().union(*libraries.values())
+    assert not unused, f"{unused} are declared and imported nowhere"
 
 
 def test_help_costs_no_jax():

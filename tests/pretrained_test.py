@@ -1,10 +1,12 @@
 """Files of weights: whole or absent, and those that ship are the released ones."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from mpi_jax import configs, pretrained
+from mpi_jax import configs, data, pretrained
 
 
 def test_weights_round_trip(tmp_path):
@@ -48,9 +50,12 @@ def test_shipped_weights_are_the_released_ones(name):
     for key in ("commit", "seed", "step", "images", "device"):
         assert about[key] is not None, key
     assert about["test"]["num"] >= 600 and about["test"]["psnr"]["mean"] > 20
-    # What it was trained with is what the package would build today.
-    config = configs.from_dict(about["config"])
-    assert config.scanner == configs.get(name).scanner
+    # What it was trained with is what the package would build today, but that presets
+    # are oversampled since.
+    config, today = configs.from_dict(about["config"]), configs.get(name)
+    assert (config.scanner.oversample, today.scanner.oversample) == (1, 2)
+    assert data.make_scanner(config).receiver.oversample == 1
+    assert config.scanner == dataclasses.replace(today.scanner, oversample=1)
     assert config.physics == configs.get(name).physics
 
 

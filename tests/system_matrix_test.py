@@ -229,7 +229,7 @@ def test_bad_input():
         ValueError, match=r"frequency_selection: expected shape \(2, 817\)"
     ):
         system_matrix.simulate_rows(s, np.ones((2, 816), bool))
-    with pytest.raises(ValueError, match="boolean; got"):
+    with pytest.raises(ValueError, match="boolean, got"):
         system_matrix.simulate_rows(s, np.ones((2, 817)))
     with pytest.raises(ValueError, match="stride: expected"):
         system_matrix.row_energies(s, stride=0)

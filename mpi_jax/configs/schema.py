@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mpi_jax.configs.preprocessing import MatrixBackground
+
 
 @dataclasses.dataclass(frozen=True)
 class ScannerConfig:
@@ -17,6 +19,10 @@ class ScannerConfig:
     """Image side [pixels]; the field of view is the preset's."""
     model: str = "tensor"
     """Particle model of the presets: tensor (physics) or mpirf (the paper's simulator)."""
+    oversample: int = 2
+    """Signals of a preset are simulated at this multiple of the sampling rate [1] and
+    low-passed; 1 lets harmonics above half the rate fold back. Of the tensor model only:
+    mpirf always takes 1, as its simulator does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +48,7 @@ class CalibrationConfig:
     """Lowest frequency in use [Hz]."""
     snr_threshold: float = 1.5
     """Lowest signal-to-noise ratio of a row in use."""
-    background: str = "interpolated"
+    background: MatrixBackground = "interpolated"
     """What the rows lose: none, the mean of the background frames, or these
     interpolated in time."""
 
@@ -99,10 +105,13 @@ class LossConfig:
     """Weights of the loss terms; the paper's are 20, 5, 5."""
 
     mae: float = 20.0
+    """Of the mean absolute error of the image [1]."""
     bce: float = 5.0
+    """Of the binary cross-entropy of the mask [1]."""
     dice: float = 5.0
+    """Of the Dice loss of the mask [1]."""
     adversarial: float = 1.0
-    """0 leaves the discriminator out."""
+    """Of the adversarial term [1]; 0 leaves the discriminator out."""
     kind: str = "bce"
     """Adversarial loss: bce or wgangp."""
     critic_steps: int = 1
@@ -116,12 +125,15 @@ class OptimiserConfig:
     learning_rate: float = 1e-4
     """Peak rate of the generator."""
     discriminator_rate: float = 1e-4
+    """Peak rate of the discriminator."""
     schedule: str = "constant"
     """constant, or cosine (to 0 at the last step); both after the warm-up."""
     warmup: int = 0
     """Steps of linear warm-up."""
     b1: float = 0.0
+    """Decay of Adam's first moment."""
     b2: float = 0.99
+    """Decay of Adam's second moment."""
     clip: float = 5.0
     """Largest global gradient norm."""
     ema: float = 0.999
@@ -133,11 +145,13 @@ class Config:
     """One run."""
 
     name: str
+    """Name of the run in tables and beside its weights."""
     generator: str
     """Row of GENERATORS of mpi_jax.models.transgan or .baselines."""
     discriminator: str
     """Row of DISCRIMINATORS, likewise."""
     steps: int
+    """Steps of training."""
     scanner: ScannerConfig = ScannerConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     data: DataConfig = DataConfig()
@@ -155,6 +169,7 @@ class Config:
     checkpoint_every: int = 500
     """Steps between validation and checkpoint."""
     validation_images: int = 120
+    """Images that checkpoints are validated on, and classical methods tuned."""
     tensorboard: bool = False
     """Write the numbers of metrics.jsonl as TensorBoard scalars, too (tensorboardX)."""
 
@@ -165,7 +180,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of to_dict, also after JSON. ValueError on missing or unknown fields."""
+    """The inverse of to_dict, also after JSON. ValueError on missing or unknown fields.
+
+    Settings stored before there was scanner.oversample are read with 1, the sampling that
+    their runs were made with.
+    """
+    scanner = values.get("scanner", {}) if isinstance(values, dict) else None
+    if isinstance(scanner, dict):
+        values = {**values, "scanner": {"oversample": 1, **scanner}}
     return _build(Config, values, "config")
 
 
@@ -184,12 +206,12 @@ def _build(cls, values, where):
             f"{where}: expected the fields {', '.join(fields)}; "
             f"unknown: {sorted(unknown) or 'none'}, missing: {missing or 'none'}"
         )
-    made = {}
+    settings = {}
     for name, value in values.items():
         default = fields[name].default
         if dataclasses.is_dataclass(default):
             value = _build(type(default), value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
-        made[name] = value
-    return cls(**made)
+        settings[name] = value
+    return cls(**settings)

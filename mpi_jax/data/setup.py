@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,10 @@ from mpi_jax.data.examples import draw
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.reconstruct import spectral
 
-PRESETS = {"paper": scanner.paper, "open_mpi_2d": scanner.open_mpi_2d}
+PRESETS: dict[str, Callable[[int], scanner.Scanner]] = {
+    "paper": scanner.paper,
+    "open_mpi_2d": scanner.open_mpi_2d,
+}
 _SCALE_IMAGES = 120  # training images that set the scale of the signals
 
 
@@ -34,20 +38,22 @@ def make_scanner(config: Config) -> scanner.Scanner | scanner.CalibratedScanner:
             f"got {config.calibration.path!r}"
         )
     physics.check_model(settings.model)
-    return PRESETS[settings.preset](settings.pixels)
+    # The paper's simulator samples the signal as it is.
+    oversample = settings.oversample if settings.model == "tensor" else 1
+    return PRESETS[settings.preset](settings.pixels, oversample=oversample)
 
 
 def simulator(config: Config) -> ForwardModel:
     """What examples need: the calibration of a config's scanner. Scale 1, no basis."""
-    made, frequency_selection = make_scanner(config), None
-    if isinstance(made, scanner.CalibratedScanner):
+    device, frequency_selection = make_scanner(config), None
+    if isinstance(device, scanner.CalibratedScanner):
         matrix, frequency_selection = map(jnp.asarray, calibrated.matrix(config))
     else:
-        matrix = system_matrix.simulate(made, config.scanner.model)
+        matrix = system_matrix.simulate(device, config.scanner.model)
     return ForwardModel(
-        scanner=made,
+        scanner=device,
         matrix=matrix,
-        scale=jnp.ones((made.channels, 1)),
+        scale=jnp.ones((device.channels, 1)),
         basis=None,
         lams=jnp.asarray(config.physics.lams, jnp.float32),
         iterations=config.physics.iterations,
@@ -74,7 +80,9 @@ def build(config: Config) -> ForwardModel:
     return dataclasses.replace(forward, scale=scale)
 
 
-def check_voltage(scanner: scanner.Scanner, voltage: np.ndarray) -> np.ndarray:
+def check_voltage(
+    scanner: scanner.Scanner | scanner.CalibratedScanner, voltage: np.ndarray
+) -> np.ndarray:
     """A measured voltage as [N, C, V] float32; ValueError where it can't be one.
 
     Takes [C, V], [N, C, V] or flat [C * V], [N, C * V].

@@ -43,6 +43,9 @@ from mpi_jax.mdf.schema import (
     ScannerInfo,
     StudyInfo,
     TracerInfo,
+    need_acquisition,
+    need_calibration,
+    need_measurement,
 )
 from mpi_jax.mdf.write import (
     header,
@@ -73,6 +76,9 @@ __all__ = [
     "header",
     "images",
     "mixing_orders",
+    "need_acquisition",
+    "need_calibration",
+    "need_measurement",
     "read",
     "signals",
     "snr",

@@ -52,9 +52,6 @@ def _by_number(number, key, grid, split):
     return lax.switch(which, makers, values, half, split, number)
 
 
-# --- The public functions
-
-
 def sample_with_mask(
     key: PRNGKeyArray, grid, family: str | None = None, split: str = "train"
 ) -> tuple[Float[Array, "ny nx"], Bool[Array, "ny nx"]]:
@@ -120,6 +117,7 @@ def indices(
     if images is not None and images < stride:
         raise ValueError(f"images: expected at least {stride}, got {images}")
     numbers = sorted(_family_number(family) for family in families)
+    position = jnp.asarray(position)
     place, turn = position % len(numbers), position // len(numbers)
     if images is not None:
         counts = [len(range(number, images, stride)) for number in numbers]
@@ -159,33 +157,33 @@ def batch(
     start = jnp.asarray(start, jnp.int32)
     place = np.arange(size)
     # Checked here, and sorted as they take turns.
-    wanted = indices(start + place, families, images)
+    numbers = indices(start + place, families, images)
     chosen = [number for number, name in enumerate(FAMILIES) if name in families]
     stride = len(chosen)
     first = (np.arange(stride) - start) % stride  # place in the batch, per family
     turns = np.arange(-(-size // stride))
-    own = indices(start + first[:, None] + stride * turns[None], families, images)
-    values = jax.vmap(lambda index: _values(_key(split, index)))(own.reshape(-1))
-    values = values.reshape(*own.shape, *values.shape[1:])
-    made = {}
+    drawn = indices(start + first[:, None] + stride * turns[None], families, images)
+    values = jax.vmap(lambda index: _values(_key(split, index)))(drawn.reshape(-1))
+    values = values.reshape(*drawn.shape, *values.shape[1:])
+    by_slot: dict[int, list[Array]] = {}
     for kind in dict.fromkeys(KIND_OF[FAMILIES[number]] for number in chosen):
         slots = [i for i, n in enumerate(chosen) if KIND_OF[FAMILIES[n]] == kind]
 
         def make(item, kind=kind):
             return picture(item[0], half, split, item[1], shape, kind)
 
-        items = values[np.asarray(slots)], own[np.asarray(slots)] % len(FAMILIES)
+        items = values[np.asarray(slots)], drawn[np.asarray(slots)] % len(FAMILIES)
         items = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), items)
         parts = _each(make, items)
         parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]
-        made |= {i: part for i, *part in zip(slots, *parts, strict=True)}
+        by_slot |= {i: part for i, *part in zip(slots, *parts, strict=True)}
     pictures, masks = (
-        jnp.stack(p) for p in zip(*map(made.get, range(stride)), strict=True)
+        jnp.stack(p) for p in zip(*(by_slot[i] for i in range(stride)), strict=True)
     )
     slot = (start + place) % stride
     turn = (place - first[slot]) // stride
-    found = pictures[slot, turn], masks[slot, turn].astype(jnp.float32)
-    return *found, wanted % len(FAMILIES)
+    image, mask = pictures[slot, turn], masks[slot, turn].astype(jnp.float32)
+    return image, mask, numbers % len(FAMILIES)
 
 
 def mask(concentration: Float[Array, "*batch ny nx"]) -> Bool[Array, "*batch ny nx"]:

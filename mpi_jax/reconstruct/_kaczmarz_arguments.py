@@ -1,12 +1,19 @@
 """Arguments of Kaczmarz's method, checked."""
 
 import numbers
-import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpi_jax._checks import (
+    brief,
+    check_count,
+    check_finite,
+    check_flags,
+    concrete,
+    expect,
+)
 from mpi_jax._linalg import matmul
 
 _ORDERS = ("fixed", "shuffled", "randomised", "greedy")
@@ -52,14 +59,10 @@ def checked(
     dtype = jnp.result_type(S, u)
     S, u = S.astype(dtype), u.astype(dtype)
 
-    for name, flag in (
-        ("real", real),
-        ("nonnegative", nonnegative),
-        ("relative", relative),
-        ("every_sweep", every_sweep),
-    ):
-        expect(isinstance(flag, (bool, np.bool_)), name, "True or False", repr(flag))
-    iterations = _count("iterations", iterations)
+    check_flags(
+        real=real, nonnegative=nonnegative, relative=relative, every_sweep=every_sweep
+    )
+    iterations = check_count("iterations", iterations)
     expect(
         lam.shape in ((), (P,)),
         "lam",
@@ -67,11 +70,11 @@ def checked(
         f"shape {lam.shape}",
     )
     expect(not jnp.iscomplexobj(lam), "lam", "real numbers", f"{lam.dtype}")
-    if (values := _concrete(lam)) is not None:
+    if (values := concrete(lam)) is not None:
         lowest = values.min()
-        expect(np.isfinite(values).all(), "lam", "finite numbers", _brief(values))
-        bound, good = (">= 0", lowest >= 0) if lam.ndim == 0 else ("> 0", lowest > 0)
-        expect(good, "lam", f"{bound} everywhere", f"{lowest}")
+        expect(np.isfinite(values).all(), "lam", "finite numbers", brief(values))
+        bound, holds = (">= 0", lowest >= 0) if lam.ndim == 0 else ("> 0", lowest > 0)
+        expect(holds, "lam", f"{bound} everywhere", f"{lowest}")
     real_dtype = jnp.finfo(dtype).dtype
     lam = lam.astype(real_dtype)
 
@@ -87,9 +90,9 @@ def checked(
             f"a permutation of 0..{M - 1}: {M} integers",
             f"shape {permutation.shape}, {permutation.dtype}",
         )
-        if (values := _concrete(permutation)) is not None:
+        if (values := concrete(permutation)) is not None:
             permutes = np.array_equal(np.sort(values), np.arange(M))
-            expect(permutes, "order", f"a permutation of 0..{M - 1}", _brief(values))
+            expect(permutes, "order", f"a permutation of 0..{M - 1}", brief(values))
     for name, value, users in (
         ("key", key, ("shuffled", "randomised", "greedy")),
         ("fraction", fraction, ("randomised", "greedy")),
@@ -111,7 +114,7 @@ def checked(
         permutation, key, order = jax.random.permutation(key, M), None, "fixed"
     if block is None:
         block = 10 if u.size == M or order == "randomised" else 64
-    block = _count("block", block)
+    block = check_count("block", block)
     if weights is not None:
         weights = jnp.asarray(weights)
         expect(
@@ -120,16 +123,15 @@ def checked(
             f"{M} real numbers, one for each row of S",
             f"shape {weights.shape}, {weights.dtype}",
         )
-        if (values := _concrete(weights)) is not None:
-            good = np.isfinite(values).all() and values.min() >= 0
-            expect(good, "weights", "finite numbers >= 0", _brief(values))
+        if (values := concrete(weights)) is not None:
+            holds = np.isfinite(values).all() and values.min() >= 0
+            expect(holds, "weights", "finite numbers >= 0", brief(values))
             expect(values.any(), "weights", "a weight > 0", "all zero")
         weights = weights.astype(real_dtype)
 
-    if (values := _concrete(u)) is not None:
-        expect(np.isfinite(values).all(), "u", "finite numbers", "NaN or infinity")
+    check_finite("u", u)
     energy = _energy(S, weights)
-    if (values := _concrete(energy)) is not None:
+    if (values := concrete(energy)) is not None:
         expect(
             np.isfinite(values).all(),
             "S",
@@ -173,20 +175,6 @@ def _energy(S, weights):
     return matmul(jnp.square(S.real) + jnp.square(S.imag), jnp.ones_like(S[0].real))
 
 
-def _concrete(array):
-    """The values as a NumPy array, or None while JAX traces them."""
-    return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
-
-
-def _count(name, value):
-    try:
-        count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        count = None
-    expect(count is not None and count >= 1, name, "an integer >= 1", repr(value))
-    return count
-
-
 def _share(name, value):
     number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
     expect(number and 0 <= value <= 1, name, "a number in [0, 1]", repr(value))
@@ -199,12 +187,3 @@ def _is_key(key):
         return False
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key.ndim == 0 if typed else key.ndim == 1 and key.dtype == jnp.uint32
-
-
-def expect(holds, name, expected, got):
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
-
-
-def _brief(values):
-    return np.array2string(values, threshold=6, edgeitems=2, precision=4)

@@ -32,15 +32,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from mpi_jax.reconstruct.operators import (
-    LinearOperator,
-    Matrix,
-    _count,
-    check_flags,
-    expect,
-    parameter,
-    system,
-)
+from mpi_jax._checks import check_count, check_flags, expect
+from mpi_jax.reconstruct.operators import LinearOperator, Matrix, parameter, system
 
 # The norm of an operator: steps of the power method, and what they may fall short by.
 _POWER_STEPS = 40
@@ -80,9 +73,18 @@ def cgnr(
     Raises:
       ValueError: on wrong shapes, kinds or options, and on bad values where the
         argument is concrete.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(cgnr(S, S @ c, iterations=2), float).round(3))
+      [1. 3.]
+      >>> cgnr(S, S @ c, iterations=2, path=True).shape  # an image of each step
+      (2, 2)
     """
     S, u = system(S, u)
-    iterations = _count("iterations", iterations)
+    iterations = check_count("iterations", iterations)
     lam = parameter("lam", lam, u)
     check_flags(real=real, nonnegative=nonnegative, path=path)
     options = {"real": real, "nonnegative": nonnegative, "path": path}
@@ -137,7 +139,7 @@ def elastic_net(
     With `nonnegative` over c >= 0; with l1 = l2 = 0 too this is non-negative least
     squares. Accelerated proximal gradients, restarted frame by frame where the momentum
     points uphill. Weak singular values converge slowly (1/s^2 steps): for a matrix of
-    poor condition `variational.nonnegative` gets there sooner.
+    poor condition `admm.nonnegative` gets there sooner.
 
     Args:
       S, u, real, path: as in `cgnr`.
@@ -148,9 +150,18 @@ def elastic_net(
 
     Raises:
       ValueError: as in `cgnr`, and on `nonnegative` without `real`.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(elastic_net(S, S @ c, iterations=100, nonnegative=True), float).round(3))
+      [1. 3.]
+      >>> print(elastic_net(S, S @ c, iterations=100, l1=100.0))  # too much of it
+      [0. 0.]
     """
     S, u = system(S, u)
-    iterations = _count("iterations", iterations)
+    iterations = check_count("iterations", iterations)
     l1, l2 = parameter("l1", l1, u), parameter("l2", l2, u)
     check_flags(real=real, nonnegative=nonnegative, path=path)
     expect(real or not nonnegative, "nonnegative", "real=True with it", "real=False")

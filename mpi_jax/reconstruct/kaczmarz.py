@@ -1,7 +1,7 @@
 """Regularised Kaczmarz (ART) for batches of frames, exact and blocked.
 
 Solves min_c ||S c - u||^2 + lambda ||c||^2 by projecting onto one row of the augmented
-system [S, sqrt(lambda) I] [c; v] = u after the other, starting from zero:
+system `[S, sqrt(lambda) I] [c; v] = u` after the other, starting from zero:
 
     alpha = (u_i - S_i c - sqrt(lambda) v_i) / (||S_i||^2 + lambda)
     c    += alpha conj(S_i)          v_i += sqrt(lambda) alpha
@@ -56,8 +56,9 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Inexact, Integer, Key, Num, UInt32
 
+from mpi_jax._checks import expect
 from mpi_jax._linalg import matmul
-from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked, expect
+from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked
 
 
 def solve(
@@ -111,6 +112,16 @@ def solve(
     Raises:
       ValueError: on bad shapes, kinds or options; on bad values (NaN, negative lam, no
         usable row, ...) where the argument is concrete rather than traced.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(solve(S, S @ c, lam=0.0, iterations=50), float).round(3))
+      [1. 3.]
+      >>> frames = np.stack([S @ c, 2 * (S @ c)])  # a batch is matrix products
+      >>> solve(S, frames, lam=1e-3, iterations=20).shape
+      (2, 2)
     """
     return _run(**checked(**locals()))
 
@@ -128,6 +139,14 @@ def row_norm_weights(S: Inexact[Array | np.ndarray, "M P"]) -> Float[Array, " M"
 
     Raises:
       ValueError: if S is not a matrix.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(row_norm_weights(S), float).round(3))
+      [0.447 1.    1.   ]
+      >>> image = solve(S, S @ c, lam=1e-3, iterations=20, weights=row_norm_weights(S))
     """
     S = jnp.asarray(S)
     expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")

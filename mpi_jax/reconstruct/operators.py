@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable
 
 import jax
@@ -11,6 +10,9 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Inexact
+
+from mpi_jax._checks import check_count, check_finite, concrete, expect
+from mpi_jax._linalg import matmul
 
 
 @jax.tree_util.register_dataclass
@@ -35,15 +37,24 @@ def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
 
     Raises:
       ValueError: if S is neither, is empty, or has values that are not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> operator = as_operator(S)
+      >>> print(operator.forward(c[None]))
+      [[5. 3. 1.]]
     """
     if isinstance(S, LinearOperator):
         return LinearOperator(_partial(S.forward), _partial(S.adjoint), S.shape)
     S = jnp.asarray(S)
-    good = S.ndim == 2 and S.size > 0 and jnp.issubdtype(S.dtype, jnp.inexact)
+    holds = S.ndim == 2 and S.size > 0 and jnp.issubdtype(S.dtype, jnp.inexact)
     expected = "a LinearOperator or a matrix [M, P] of floating or complex numbers"
-    expect(good, "S", expected, f"shape {S.shape}, {S.dtype}")
+    expect(holds, "S", expected, f"shape {S.shape}, {S.dtype}")
     check_finite("S", S)
-    return LinearOperator(Partial(rows, S), Partial(columns, S), S.shape)
+    M, P = S.shape
+    return LinearOperator(Partial(rows, S), Partial(columns, S), (M, P))
 
 
 def _partial(function):
@@ -51,11 +62,11 @@ def _partial(function):
 
 
 def rows(S, c):
-    return jnp.matmul(c, S.T, precision="highest")
+    return matmul(c, S.T)
 
 
 def columns(S, u):
-    return jnp.matmul(u, S.conj(), precision="highest")
+    return matmul(u, S.conj())
 
 
 def gradient(grid: tuple[int, ...]) -> LinearOperator:
@@ -66,8 +77,15 @@ def gradient(grid: tuple[int, ...]) -> LinearOperator:
 
     Raises:
       ValueError: if grid is not a tuple of integers >= 1.
+
+    Examples:
+      >>> import numpy as np
+      >>> slopes = gradient((2, 3)).forward(np.arange(6.0))  # [[0, 1, 2], [3, 4, 5]]
+      >>> print(slopes.reshape(2, 2, 3)[0])  # along y
+      [[3. 3. 3.]
+       [0. 0. 0.]]
     """
-    grid = tuple(_count("grid", n) for n in grid)
+    grid = tuple(check_count("grid", n) for n in grid)
     expect(len(grid) > 0, "grid", "at least one axis", grid)
     size, axes = math.prod(grid), range(-len(grid), 0)
 
@@ -78,7 +96,7 @@ def gradient(grid: tuple[int, ...]) -> LinearOperator:
 
     def adjoint(y):
         y = y.reshape(*y.shape[:-1], len(grid), *grid)
-        total = 0
+        total = jnp.zeros((*y.shape[: -1 - len(grid)], *grid), y.dtype)
         for part, axis in enumerate(axes):
             one = lax.index_in_dim(y, part, y.ndim - len(grid) - 1, keepdims=False)
             inner = lax.slice_in_dim(one, 0, grid[axis] - 1, axis=one.ndim + axis)
@@ -98,6 +116,13 @@ def mean_energy(S: Matrix) -> Float[Array, ""]:
     """||S||_F^2 / P [unit of S squared], the unit of a relative lam of `kaczmarz.solve`.
 
     In float32 it is 0 for entries below 1e-22; ValueError unless S is a matrix.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(mean_energy(S))  # (4 + 1 + 1 + 1) / 2
+      3.5
     """
     S = jnp.asarray(S)
     expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")
@@ -108,52 +133,27 @@ def system(S, u):
     """Operator and u as arrays, or a ValueError that names the argument."""
     S, u = as_operator(S), jnp.asarray(u)
     M, P = S.shape
-    good = u.ndim > 0 and u.shape[-1] == M and u.size > 0
-    expect(good, "u", f"shape [..., {M}]", f"shape {u.shape}")
-    good = jnp.issubdtype(u.dtype, jnp.inexact)
-    expect(good, "u", "floating or complex numbers", u.dtype)
+    holds = u.ndim > 0 and u.shape[-1] == M and u.size > 0
+    expect(holds, "u", f"shape [..., {M}]", f"shape {u.shape}")
+    holds = jnp.issubdtype(u.dtype, jnp.inexact)
+    expect(holds, "u", "floating or complex numbers", u.dtype)
     # Real images tell the kind of S.
     c = jax.ShapeDtypeStruct((*u.shape[:-1], P), jnp.finfo(u.dtype).dtype)
-    made, back = jax.eval_shape(S.forward, c), jax.eval_shape(S.adjoint, u)
-    expected, got = (u.shape, c.shape), (made.shape, back.shape)
+    signal, back = jax.eval_shape(S.forward, c), jax.eval_shape(S.adjoint, u)
+    expected, got = (u.shape, c.shape), (signal.shape, back.shape)
     expect(got == expected, "S", f"products of shapes {expected}", got)
-    kinds = [jnp.iscomplexobj(array) for array in (made, back, u)]
-    expected = f"the kind of S ({made.dtype}): both real or both complex"
-    expect(len(set(kinds)) == 1, "u", expected, u.dtype)
+    kinds = [jnp.iscomplexobj(array) for array in (signal, back, u)]
+    kind = f"the kind of S ({signal.dtype}): both real or both complex"
+    expect(len(set(kinds)) == 1, "u", kind, u.dtype)
     check_finite("u", u)
     return S, u
 
 
 def parameter(name, value, u):
     value = jnp.asarray(value)
-    good = value.ndim == 0 and not jnp.iscomplexobj(value)
-    expect(good, name, "a real number", f"shape {value.shape}, {value.dtype}")
-    if not isinstance(value, jax.core.Tracer):
-        good = np.isfinite(value) and value >= 0
-        expect(good, name, "a finite number >= 0", value)
+    holds = value.ndim == 0 and not jnp.iscomplexobj(value)
+    expect(holds, name, "a real number", f"shape {value.shape}, {value.dtype}")
+    if (number := concrete(value)) is not None:
+        holds = np.isfinite(number) and number >= 0
+        expect(holds, name, "a finite number >= 0", number)
     return value.astype(jnp.finfo(u.dtype).dtype)
-
-
-def check_flags(**flags):
-    for name, flag in flags.items():
-        expect(isinstance(flag, (bool, np.bool_)), name, "True or False", repr(flag))
-
-
-def check_finite(name, array):
-    if not isinstance(array, jax.core.Tracer):
-        good = bool(jnp.isfinite(array).all())
-        expect(good, name, "finite numbers", "NaN or infinity")
-
-
-def _count(name, value):
-    try:
-        count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        count = None
-    expect(count is not None and count >= 1, name, "an integer >= 1", repr(value))
-    return count
-
-
-def expect(holds, name, expected, got):
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")

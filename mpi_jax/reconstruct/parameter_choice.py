@@ -1,17 +1,20 @@
 """The regularisation parameter from the data: L-curve, discrepancy."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
 
-from mpi_jax._linalg import _count, check_positive, expect, norm
+from mpi_jax._checks import check_count, check_finite, check_positive, expect
+from mpi_jax._linalg import norm
 from mpi_jax.reconstruct import operators
 
 
-class LCurve(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LCurve:
     """Residual norms, solution norms, curvature [..., L] and the corner's index [...].
 
     The curvature is that of (log residual, log solution); the ends have none, -inf.
@@ -33,13 +36,24 @@ def norms(
 
     Raises:
       ValueError: on shapes that do not go together.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> candidates = np.stack([c, 0 * c])
+      >>> residual, solution = norms(S, S @ c, candidates)
+      >>> print(np.asarray(residual, float).round(3), np.asarray(solution, float).round(3))
+      [0.    5.916] [3.162 0.   ]
     """
     S, u, c = operators.as_operator(S), jnp.asarray(u), jnp.asarray(c)
     M, P = S.shape
-    good = u.ndim > 0 and u.shape[-1] == M
-    expect(good, "u", f"shape [..., {M}]", f"shape {u.shape}")
-    good = c.ndim == u.ndim + 1 and (*c.shape[:-2], c.shape[-1]) == (*u.shape[:-1], P)
-    expect(good, "c", f"shape {(*u.shape[:-1], 'L', P)}", f"shape {c.shape}")
+    holds = u.ndim > 0 and u.shape[-1] == M
+    expect(holds, "u", f"shape [..., {M}]", f"shape {u.shape}")
+    holds = c.ndim == u.ndim + 1 and (*c.shape[:-2], c.shape[-1]) == (*u.shape[:-1], P)
+    expect(holds, "c", f"shape {(*u.shape[:-1], 'L', P)}", f"shape {c.shape}")
+    check_finite("u", u)
+    check_finite("c", c)
     return norm(S.forward(c) - u[..., None, :]), norm(c)
 
 
@@ -64,16 +78,22 @@ def discrepancy(
 
     Raises:
       ValueError: on wrong shapes, or concrete values that are not positive or finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> residuals = np.array([9.0, 4.0, 1.9, 1.0])  # lam falls
+      >>> int(discrepancy(residuals, sigma=0.2, rows=100))  # 0.2 * sqrt(100) = 2
+      2
     """
     residuals, sigma = jnp.asarray(residuals), jnp.asarray(sigma)
-    good = residuals.ndim > 0 and residuals.shape[-1] > 0
-    expect(good, "residuals", "shape [..., L]", f"shape {residuals.shape}")
-    good = sigma.shape in ((), residuals.shape[:-1])
+    holds = residuals.ndim > 0 and residuals.shape[-1] > 0
+    expect(holds, "residuals", "shape [..., L]", f"shape {residuals.shape}")
+    holds = sigma.shape in ((), residuals.shape[:-1])
     expected = f"a number or shape {residuals.shape[:-1]}"
-    expect(good, "sigma", expected, f"shape {sigma.shape}")
+    expect(holds, "sigma", expected, f"shape {sigma.shape}")
     check_positive("sigma", sigma)
     check_positive("tau", jnp.asarray(tau))
-    level = tau * jnp.sqrt(_count("rows", rows)) * sigma
+    level = tau * jnp.sqrt(check_count("rows", rows)) * sigma
     met = residuals <= jnp.broadcast_to(level[..., None], residuals.shape)
     return jnp.where(met.any(-1), jnp.argmax(met, axis=-1), -1)
 
@@ -96,21 +116,33 @@ def l_curve(
     Raises:
       ValueError: on wrong shapes or fewer than three candidates, or on concrete values
         that are not positive, finite and (lams) in order.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax.reconstruct import spectral
+      >>> random = np.random.default_rng(0)
+      >>> S = random.normal(size=(60, 20)) * 10.0 ** -np.linspace(0, 3, 20)
+      >>> u = S @ np.ones(20) + 1e-2 * random.normal(size=60)
+      >>> lams = 10.0 ** -np.arange(1.0, 7)
+      >>> images = spectral.tikhonov(spectral.spectral_basis(S), u, lams)
+      >>> curve = l_curve(lams, *norms(S, u, images))
+      >>> 0 < int(curve.index) < 5
+      True
     """
     arrays = [jnp.asarray(a) for a in (lams, residuals, solutions)]
     lams, residuals, solutions = arrays
-    good = lams.ndim == 1 and lams.size >= 3
-    expect(good, "lams", "shape [L], L >= 3", f"shape {lams.shape}")
+    holds = lams.ndim == 1 and lams.size >= 3
+    expect(holds, "lams", "shape [L], L >= 3", f"shape {lams.shape}")
     for name, array in (("residuals", residuals), ("solutions", solutions)):
-        good = array.ndim > 0 and array.shape[-1:] == lams.shape
-        good &= array.shape == residuals.shape
-        expect(good, name, f"shape [..., {lams.size}]", f"shape {array.shape}")
+        holds = array.ndim > 0 and array.shape[-1:] == lams.shape
+        holds &= array.shape == residuals.shape
+        expect(holds, name, f"shape [..., {lams.size}]", f"shape {array.shape}")
     for name, array in zip(("lams", "residuals", "solutions"), arrays, strict=True):
         check_positive(name, array)
     if not isinstance(lams, jax.core.Tracer):
         steps = np.diff(lams)
-        good = (steps > 0).all() or (steps < 0).all()
-        expect(good, "lams", "values that rise or fall", lams)
+        ordered = (steps > 0).all() or (steps < 0).all()
+        expect(ordered, "lams", "values that rise or fall", lams)
 
     t, x, y = (jnp.log(array) for array in arrays)
     t = jnp.broadcast_to(t.reshape((1,) * (x.ndim - 1) + t.shape), x.shape)

@@ -9,7 +9,14 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float, Inexact
 
-from mpi_jax._linalg import _count, check_lam, expect, norm
+from mpi_jax._checks import (
+    check_count,
+    check_finite,
+    check_flags,
+    check_not_negative,
+    expect,
+)
+from mpi_jax._linalg import matmul, norm
 
 # Squares of singular values below this fraction of the largest drown in the rounding of
 # a float64 Gram matrix.
@@ -38,6 +45,14 @@ def with_rho(basis: SpectralBasis, rho: float) -> SpectralBasis:
     """The basis with another penalty for `nonnegative`; ValueError unless rho > 0.
 
     Large rho: smooth early iterates, slow convergence; small rho: fast and noisy.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S)
+      >>> float(with_rho(basis, 1e-2).rho) == float(np.float32(1e-2))
+      True
     """
     expect(np.isfinite(rho) and rho > 0, "rho", "a number > 0", rho)
     voxels, rank = basis.V.shape
@@ -47,8 +62,8 @@ def with_rho(basis: SpectralBasis, rho: float) -> SpectralBasis:
         resolvent = jnp.eye(voxels, dtype=basis.V.dtype) - matmul(
             basis.V * share[None], basis.V.T
         )
-    rho = jnp.asarray(rho, basis.s.dtype)
-    return dataclasses.replace(basis, rho=rho, resolvent=resolvent)
+    penalty = jnp.asarray(rho, basis.s.dtype)
+    return dataclasses.replace(basis, rho=penalty, resolvent=resolvent)
 
 
 def spectral_basis(
@@ -71,19 +86,30 @@ def spectral_basis(
     Raises:
       ValueError: if S is not a finite, non-zero matrix, or if `rank` is not an integer
         between 1 and the number of singular values above 1e-7 of the largest.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S, rank=2)
+      >>> basis.V.shape, basis.s.shape
+      ((2, 2), (2,))
+      >>> error = basis.scale * basis.U @ np.diag(basis.s) @ basis.V.T - S
+      >>> bool(np.abs(error).max() < 1e-5)
+      True
     """
     S = np.asarray(S)
-    good = S.ndim == 2 and np.issubdtype(S.dtype, np.inexact)
-    expect(good, "S", "a matrix [M, P]", f"shape {S.shape}, {S.dtype}")
+    holds = S.ndim == 2 and np.issubdtype(S.dtype, np.inexact)
+    expect(holds, "S", "a matrix [M, P]", f"shape {S.shape}, {S.dtype}")
     expect(S.size > 0, "S", "at least one row and column", f"shape {S.shape}")
-    expect(np.isfinite(S).all(), "S", "finite numbers", "NaN or infinity")
-    expect(isinstance(real, (bool, np.bool_)), "real", "True or False", repr(real))
+    check_finite("S", S)
+    check_flags(real=real)
     if real and np.iscomplexobj(S):
         S = np.concatenate([S.real, S.imag])
     peak = float(np.abs(S).max())
     expect(peak > 0, "S", "a non-zero entry", "all zero")
     size = min(S.shape)
-    count = size if rank is None else _count("rank", rank)
+    count = size if rank is None else check_count("rank", rank)
     expect(count <= size, "rank", f"at most min(M, P) = {size}", rank)
 
     wide = S.shape[0] <= S.shape[1]
@@ -124,6 +150,14 @@ def project(
 
     Raises:
       ValueError: if the last axis of u is not M long, or u is of another kind than S.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S)
+      >>> project(basis, S @ c).shape  # coefficients [k]
+      (2,)
     """
     return matmul(_measurement(basis, u), basis.U.conj())
 
@@ -139,6 +173,14 @@ def estimate_noise(
 
     Raises:
       ValueError: as in `project`, and if the basis spans all rows.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> S = random.normal(size=(400, 20))
+      >>> u = S @ np.ones(20) + 0.1 * random.normal(size=400)
+      >>> round(float(estimate_noise(spectral_basis(S), u)), 2)
+      0.1
     """
     u = _measurement(basis, u)
     rows, rank = basis.U.shape
@@ -163,10 +205,21 @@ def tikhonov(
 
     Raises:
       ValueError: on wrong shapes, or a concrete lam that is negative or not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S)
+      >>> print(np.asarray(tikhonov(basis, S @ c, 0.0), float).round(3))
+      [1. 3.]
+      >>> lams = np.array([1e-1, 1e-2, 1e-3])  # of the largest singular value squared
+      >>> tikhonov(basis, S @ c, lams).shape
+      (3, 2)
     """
     lam = jnp.asarray(lam, basis.s.dtype)
     expect(lam.ndim <= 1, "lam", "a number or a vector [L]", f"shape {lam.shape}")
-    check_lam(lam)
+    check_not_negative("lam", lam)
     coefficients = project(basis, u) / basis.scale
     batch, (P, k) = coefficients.shape[:-1], basis.V.shape
     s = basis.s[None]
@@ -175,24 +228,20 @@ def tikhonov(
     return images.reshape(*batch, *lam.shape, P)
 
 
-def matmul(a, b):
-    """Product in full precision, also on devices that multiply in less."""
-    return jnp.matmul(a, b, precision="highest")
-
-
 def _measurement(basis, u):
     """u in the kind and layout of the rows of the basis, or a ValueError."""
+    check_finite("u", u)
     u = jnp.asarray(u)
     rows = basis.U.shape[0]
     if jnp.iscomplexobj(u) and not jnp.iscomplexobj(basis.U):
-        good = u.ndim > 0 and 2 * u.shape[-1] == rows
+        holds = u.ndim > 0 and 2 * u.shape[-1] == rows
         expected = f"real, shape [..., {rows}]"
         if rows % 2 == 0:
             expected += f", or complex, shape [..., {rows // 2}]"
-        expect(good, "u", expected, f"{u.dtype}, shape {u.shape}")
+        expect(holds, "u", expected, f"{u.dtype}, shape {u.shape}")
         return jnp.concatenate([u.real, u.imag], axis=-1)
     kind = jnp.iscomplexobj(u) == jnp.iscomplexobj(basis.U)
     expect(kind, "u", "complex numbers like S", u.dtype)
-    good = u.ndim > 0 and u.shape[-1] == rows
-    expect(good, "u", f"shape [..., {rows}]", f"shape {u.shape}")
+    holds = u.ndim > 0 and u.shape[-1] == rows
+    expect(holds, "u", f"shape [..., {rows}]", f"shape {u.shape}")
     return u

@@ -12,7 +12,7 @@ sum_n w (u . rate) / sum_n w |rate|^2, with a Gaussian w of the distance. That i
 velocity-normalised signal (u . rate) / |rate|^2 averaged with the weights that its noise
 asks for, and nothing is divided by the speed of a turning point.
 
-`reconstruct_tensor` takes the matrices for what they are, in steps that are shared by all
+`xspace_tensor.reconstruct_tensor` takes the matrices for what they are, in steps that are shared by all
 signals of a scan and prepared once by `tensor_plan`:
 
 1. Least squares for A over all channels and samples, with a penalty on roughness.
@@ -22,10 +22,18 @@ signals of a scan and prepared once by `tensor_plan`:
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from mpi_jax import _checks
+from mpi_jax._checks import LENGTH, check_positive, concrete, expect
+
+# Largest part of the field across the slice, as a Langevin argument; see check_plane.
+_FLAT = 0.5
 
 
 def native_signal(
@@ -35,7 +43,17 @@ def native_signal(
 
     Meant for a look along the path; it grows without bound where the field-free point
     turns around, which `reconstruct` avoids.
+
+    Examples:
+      >>> import jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(16)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)  # [C, V]
+      >>> native_signal(s, u).shape  # a value a sample
+      (1632,)
     """
+    check_signal(u, scanner.channels, scanner.samples)
     rate = scanner.receiver.sensitivity @ _rate(scanner).T
     power = jnp.sum(_rate(scanner) ** 2, axis=-1)
     return jnp.sum(jnp.asarray(u) * rate, axis=-2) / power
@@ -52,7 +70,14 @@ def gain(scanner, model: str = "tensor") -> Float[Array, ""]:
     x L' + L is the derivative of x L, so its integral over a disc of radius R is
     pi R L(R) in closed form; for the scalar kernel L' it is 2 pi (R L - log(sinh R / R)).
     Unit: that of native_signal, per unit image value.
+
+    Examples:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(16)
+      >>> bool(gain(s, model="tensor") > gain(s, model="mpirf") > 0)  # it has L / x as well
+      True
     """
+    check_model(model)
     tracer, grid = scanner.tracer, scanner.grid
     g = jnp.abs(jnp.diagonal(jnp.asarray(scanner.selection_field.gradient))[:2])
     slope = tracer.beta * jnp.sqrt(g[0] * g[1])
@@ -60,11 +85,9 @@ def gain(scanner, model: str = "tensor") -> Float[Array, ""]:
     product = radius / jnp.tanh(radius) - 1  # R L(R)
     if model == "tensor":
         integral = jnp.pi * product
-    elif model == "mpirf":
+    else:
         log_sinh = radius + jnp.log1p(-jnp.exp(-2 * radius)) - jnp.log(2.0)
         integral = 2 * jnp.pi * (product - log_sinh + jnp.log(radius))
-    else:
-        raise ValueError(f"model: expected 'tensor' or 'mpirf', got {model!r}")
     pixel = grid.pitch[0] * grid.pitch[1]
     scale = tracer.moment * tracer.beta
     if scanner.receiver.scaling == "si":
@@ -86,20 +109,39 @@ def reconstruct(
     the widest gap that the path leaves, so that every pixel has samples near it.
     model: whose point-spread function scales the image (see `gain`).
     Raises ValueError on 3D grids, on signals of another shape, on width <= 0.
+
+    Examples:
+      >>> import jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(16)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)  # [C, V]
+      >>> image = reconstruct(s, u)
+      >>> image.shape
+      (16, 16)
     """
     check_scanner(scanner)
+    check_plane(scanner)
+    check_model(model)
     check_signal(u, scanner.channels, scanner.samples)
     if width is None:
         width = default_width(scanner)
-    elif width <= 0:
-        raise ValueError(f"width: expected a length > 0 m, got {width}")
+    else:
+        check_positive("width", width)
+        check_length("width", width, scanner)
     return _reconstruct(scanner, jnp.asarray(u, jnp.result_type(float)), width, model)
 
 
+def check_model(model):
+    expect(model in ("tensor", "mpirf"), "model", "'tensor' or 'mpirf'", repr(model))
+
+
 def check_scanner(scanner):
+    """ValueError unless x-space knows the kernel of this scanner's images."""
+    scanner.check_single()
+    scanner.check_field_free_point()
     shape = scanner.grid.shape
-    if len(shape) != 2:
-        raise ValueError(f"scanner: expected a 2D grid, got shape {shape}")
+    expect(len(shape) == 2, "scanner", "a 2D grid", f"shape {shape}")
     receiver, tracer = scanner.receiver, scanner.tracer
     unknown = {
         "coil maps": jnp.ndim(receiver.sensitivity) > 2,
@@ -107,24 +149,76 @@ def check_scanner(scanner):
         "relaxation": tracer.relaxation_time is not None,
         "a size distribution": tracer.diameter_spread is not None,
     }
-    if found := [name for name, there in unknown.items() if there]:
-        raise ValueError(
-            "scanner: expected homogeneous coils, no filters and one core size for "
-            f"x-space, got {', '.join(found)}; correct the signal first or use a system "
-            "matrix"
-        )
+    named = ", ".join(name for name, there in unknown.items() if there)
+    expect(
+        not named,
+        "scanner",
+        "homogeneous coils, no filters and one core size for x-space",
+        f"{named}; correct the signal first or use a system matrix",
+    )
+
+
+def check_plane(scanner):
+    """ValueError unless the field-free point moves within the grid's slice.
+
+    Beside it the field has a part across the slice, and the kernel is flatter than the
+    one that scales the image: by 2 % where that part is a Langevin argument of 0.5
+    ("mpirf": 5 %).
+    Numbers that are traced can't be looked at.
+    """
+    field, drive = scanner.selection_field, scanner.drive_field
+    values = (
+        field.gradient,
+        field.offset,
+        drive.amplitude,
+        scanner.grid.centre,
+        scanner.tracer.beta,
+    )
+    known = [a for value in values if (a := concrete(value)) is not None]
+    if len(known) < len(values):
+        return
+    gradient, offset, amplitude, centre, beta = known
+    driven = np.array([n > 0 for n in drive.divider])
+    across = np.linalg.inv(gradient.astype(np.float64))[2]
+    away = abs(across @ offset + centre[2]) + np.abs(across) @ (amplitude * driven)
+    # Along the slice the smallest field is that distance times 1 / |across|.
+    argument = beta * away / np.linalg.norm(across)
+    expect(
+        argument <= _FLAT,
+        "scanner",
+        "a field-free point that moves within the grid's slice, for x-space",
+        f"one that is up to {away:.2g} m away from it; move the grid's centre, or use "
+        "xspace_tensor or a system matrix",
+    )
+
+
+def check_length(name, value, scanner):
+    """ValueError for a length [m] beyond the field of view: most likely millimetres."""
+    fields = concrete(scanner.grid.field_of_view)
+    if fields is not None:
+        largest = float(fields[:2].max())
+        dataclasses.replace(LENGTH, high=largest).check(name, value)
 
 
 def check_signal(u, channels, samples):
-    if u.shape[-2:] != (channels, samples):
-        raise ValueError(
-            f"u: expected shape [..., {channels}, {samples}] like the scanner, "
-            f"got {list(u.shape)}"
-        )
+    expect(
+        u.shape[-2:] == (channels, samples),
+        "u",
+        f"shape [..., {channels}, {samples}] like the scanner",
+        list(u.shape),
+    )
+    _checks.check_signal("u", u)
 
 
 def default_width(scanner):
-    """1/2.5 of the widest gap of the path, never less than half a pixel [m]."""
+    """1/2.5 of the widest gap of the path, never less than half a pixel [m].
+
+    Examples:
+      >>> from mpi_jax import scanner
+      >>> width = default_width(scanner.paper(16))  # half a pixel: the path is denser
+      >>> round(1e3 * float(width), 3)  # [mm]
+      0.4
+    """
     drive = scanner.drive_field
     driven = [axis for axis, n in enumerate(drive.divider) if n]
     fast, slow = (f(driven, key=lambda a: drive.divider[a]) for f in (min, max))

@@ -13,9 +13,15 @@ import scipy.linalg
 import scipy.spatial
 from jaxtyping import Array, Float
 
-from mpi_jax.reconstruct.xspace import check_scanner, check_signal
-
-# --- With the matrices: a plan of the scan, then trace and deconvolution
+from mpi_jax import _checks
+from mpi_jax._checks import check_count, check_positive, expect
+from mpi_jax._linalg import matmul
+from mpi_jax.reconstruct.xspace import (
+    check_length,
+    check_model,
+    check_scanner,
+    check_signal,
+)
 
 # Weight of the splitting's copy of the trace, over that of the data, and over-relaxation.
 _COPY, _RELAX = 0.1, 1.6
@@ -52,7 +58,13 @@ def trace_kernel(
 
     L' + L/x in the plane of the field-free point. In a slice beside it the field has a
     part `across` the plane, also as Langevin argument. 2 L' for the scalar model.
+
+    Examples:
+      >>> import numpy as np
+      >>> print(trace_kernel(np.array([0.0, 5.0, 50.0])).round(3))  # 2/3 at the centre
+      [0.667 0.2   0.02 ]
     """
+    check_model(model)
     z = np.asarray(x, float) ** 2 + across**2
     small = z < 1e-4
     zl = np.where(small, 1.0, z)
@@ -64,8 +76,6 @@ def trace_kernel(
     slope = np.where(small, 1 / 3 - z / 15 + 2 * z**2 / 189, slope)
     if model == "mpirf":
         return 2 * slope
-    if model != "tensor":
-        raise ValueError(f"model: expected 'tensor' or 'mpirf', got {model!r}")
     in_plane = x**2 / np.maximum(z, np.finfo(float).tiny)
     return 2 * f + (slope - f) * in_plane
 
@@ -108,11 +118,27 @@ def tensor_plan(
 
     Raises ValueError on 3D grids or scans, on numbers that are not positive (below 0 for
     min_frequency), and where no frequency is left.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> plan.seen.shape  # [ny, nx]
+      (12, 12)
     """
     check_scanner(scanner)
-    for name, value in [("width", width), ("lam", lam), ("rho", rho)]:
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: expected a number > 0, got {value}")
+    check_model(model)
+    leaves = jax.tree.leaves(scanner)
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    expect(known, "scanner", "known numbers (the plan is not differentiable)", "traced")
+    if width is not None:
+        check_positive("width", width)
+        check_length("width", width, scanner)
+    check_positive("lam", lam)
+    check_positive("rho", rho)
     with jax.enable_x64(True):
         drive, field = scanner.drive_field, scanner.selection_field
         rate = np.asarray(drive.field()[1], float)
@@ -120,16 +146,16 @@ def tensor_plan(
         x, y, z = (np.asarray(axis, float) for axis in scanner.grid.axes())
         pitch = np.asarray(scanner.grid.pitch, float)
     gradient, offset = np.asarray(field.gradient), np.asarray(field.offset)
-    if rate[:, 2].any() or gradient[2, :2].any():
-        raise ValueError(
-            "scanner: expected a scan in a plane of constant z, got drive amplitudes "
-            f"{np.asarray(drive.amplitude)} T, gradient {gradient.tolist()} T/m"
-        )
+    expect(
+        not rate[:, 2].any() and not gradient[2, :2].any(),
+        "scanner",
+        "a scan in a plane of constant z",
+        f"drive amplitudes {np.asarray(drive.amplitude)} T, gradient "
+        f"{gradient.tolist()} T/m",
+    )
     frequency = scanner.frequencies()
-    if not 0 <= min_frequency <= frequency[-1]:
-        raise ValueError(
-            f"min_frequency: expected 0 to {frequency[-1]:g} Hz, got {min_frequency}"
-        )
+    held = 0 <= min_frequency <= frequency[-1]
+    expect(held, "min_frequency", f"0 to {frequency[-1]:g} Hz", min_frequency)
 
     tracer, receiver = scanner.tracer, scanner.receiver
     beta = float(tracer.beta)
@@ -139,8 +165,7 @@ def tensor_plan(
         for axis, a, b, step in zip((x, y), low, high, pitch[:2], strict=True)
     )
     seen = within_y[:, None] & within_x
-    if not seen.any():
-        raise ValueError("scanner: expected a grid that the scan's path meets")
+    expect(seen.any(), "scanner", "a grid that the scan's path meets", "none of it")
     if width is None:
         pixels = np.stack(np.meshgrid(x, y), axis=-1)[seen]
         far = scipy.spatial.cKDTree(position).query(pixels)[0].max()
@@ -237,15 +262,23 @@ def _bins(samples, channels, frequency, min_frequency):
 
 
 def with_rho(plan: TensorPlan, rho: float) -> TensorPlan:
-    """The plan with another penalty for `deconvolve`; ValueError unless rho > 0."""
-    if not (np.isfinite(rho) and rho > 0):
-        raise ValueError(f"rho: expected a number > 0, got {rho}")
+    """The plan with another penalty for `deconvolve`; ValueError unless rho > 0.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> plan = with_rho(plan, 1e-2)
+    """
+    check_positive("rho", rho)
     kernel, lost = np.asarray(plan.kernel, float), np.asarray(plan.lost, float)
     inner = _inner(kernel, lost, plan.seen.shape, plan.padded, rho)
     return _on_device(dataclasses.replace(plan, inner=inner, rho=np.asarray(rho)))
 
 
-@jax.jit
 def trace(
     plan: TensorPlan, u: Float[Array | np.ndarray, "*batch C V"]
 ) -> Float[Array, "*batch ny nx"]:
@@ -253,31 +286,64 @@ def trace(
 
     In units of the image times the kernel's, which is 2/3 at 0; of the trace that goes
     with the missing frequencies as much as smoothness tells.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> trace(plan, u).shape
+      (12, 12)
     """
     check_signal(u, *plan.directed.shape)
-    u = jnp.asarray(u, plan.samples.dtype)
-    signals = u.reshape(-1, plan.samples.shape[0])
-    weights = _matmul(signals, plan.samples).reshape(-1, *plan.directed.shape)
-    work = jnp.sum(weights * plan.directed[None], axis=1)
-    # Gridding is one small matrix product an image, [ny, V] @ [V, nx].
-    image = _matmul(plan.rows[None] * work[:, None], plan.columns)
-    return image.reshape(*u.shape[:-2], *plan.seen.shape)
+    return _trace(plan, u)
 
 
 @jax.jit
+def _trace(plan, u):
+    u = jnp.asarray(u, plan.samples.dtype)
+    signals = u.reshape(-1, plan.samples.shape[0])
+    weights = matmul(signals, plan.samples).reshape(-1, *plan.directed.shape)
+    work = jnp.sum(weights * plan.directed[None], axis=1)
+    # Gridding is one small matrix product an image, [ny, V] @ [V, nx].
+    image = matmul(plan.rows[None] * work[:, None], plan.columns)
+    return image.reshape(*u.shape[:-2], *plan.seen.shape)
+
+
 def blur(
     plan: TensorPlan, image: Float[Array | np.ndarray, "*batch ny nx"]
 ) -> Float[Array, "*batch ny nx"]:
-    """The trace that an image has: its convolution with the trace kernel, 0 outside."""
+    """The trace that an image has: its convolution with the trace kernel, 0 outside.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> bool(blur(plan, c).max() > c.max())  # the kernel adds up over pixels
+      True
+    """
     _check_image(plan, image, "image")
+    return _blur(plan, image)
+
+
+@jax.jit
+def _blur(plan, image):
     ny, nx = plan.seen.shape
     spectrum = jnp.fft.rfft2(jnp.asarray(image, plan.kernel.dtype), plan.padded)
     kernel = plan.kernel.reshape((1,) * (image.ndim - 2) + plan.kernel.shape)
     blurred = jnp.fft.irfft2(spectrum * kernel, plan.padded)
-    return plan.peak * blurred[..., :ny, :nx]
+    return blurred[..., :ny, :nx] * plan.peak
 
 
-@partial(jax.jit, static_argnames="iterations")
 def deconvolve(
     plan: TensorPlan,
     blurred: Float[Array | np.ndarray, "*batch ny nx"],
@@ -290,10 +356,26 @@ def deconvolve(
     copies of c and of K c - lost b, so that the linear step is diagonal under an FFT but
     for `lost` and the boundary needs no guess (Almeida and Figueiredo 2013, IEEE TIP
     22(8):3074). Few iterations regularise. Raises ValueError on wrong shapes.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> image = deconvolve(plan, blur(plan, c), iterations=200)
+      >>> bool(abs(image - c).mean() < 0.1)
+      True
     """
     _check_image(plan, blurred, "blurred")
-    if iterations < 1:
-        raise ValueError(f"iterations: expected at least 1, got {iterations}")
+    return _deconvolve(plan, blurred, check_count("iterations", iterations))
+
+
+@partial(jax.jit, static_argnames="iterations")
+def _deconvolve(plan, blurred, iterations):
     shape, (ny, nx) = blurred.shape, plan.seen.shape
     k, lost, rho = plan.kernel[None], plan.lost, plan.rho
     data = jnp.asarray(blurred, k.dtype).reshape(-1, ny, nx) / plan.peak
@@ -306,10 +388,10 @@ def deconvolve(
         return a[:, :ny, :nx]
 
     def amplitudes(a):
-        return _matmul(crop(a).reshape(-1, ny * nx), lost)
+        return matmul(crop(a).reshape(-1, ny * nx), lost)
 
     def traces(b):
-        return pad(_matmul(b, lost.T).reshape(-1, ny, nx))
+        return pad(matmul(b, lost.T).reshape(-1, ny, nx))
 
     def forth(a):
         return jnp.fft.rfft2(a)
@@ -322,7 +404,7 @@ def deconvolve(
         free = v - traces(amplitudes(v)) if lost.shape[1] else v
         spectrum = (k * forth(free) + rho * forth(z)) / (k**2 + rho)
         if lost.shape[1]:
-            b = _matmul(amplitudes(back(k * spectrum)), plan.inner)
+            b = matmul(amplitudes(back(k * spectrum)), plan.inner)
             spectrum = spectrum + k * forth(traces(b)) / (k**2 + rho)
         c, kc = back(spectrum), back(k * spectrum)
         if lost.shape[1]:
@@ -356,18 +438,25 @@ def reconstruct_tensor(
     plan: `tensor_plan(scanner)`; u in its receiver's scaling, one period. Pixels where
     the path did not go are only told by the blur that reaches it. Differentiable in u.
     Raises ValueError on signals of another shape.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> image = reconstruct_tensor(plan, u, iterations=50)
+      >>> image.shape, bool(image.min() >= 0)
+      ((12, 12), True)
     """
     return deconvolve(plan, trace(plan, u), iterations=iterations)
 
 
 def _check_image(plan, image, name):
-    if image.shape[-2:] != plan.seen.shape:
-        raise ValueError(
-            f"{name}: expected shape [..., {plan.seen.shape[0]}, {plan.seen.shape[1]}] "
-            f"like the plan's grid, got {list(image.shape)}"
-        )
-
-
-def _matmul(a, b):
-    """Product in full precision, also on devices that multiply in less."""
-    return jnp.matmul(a, b, precision="highest")
+    ny, nx = plan.seen.shape
+    like = f"shape [..., {ny}, {nx}] like the plan's grid"
+    expect(image.shape[-2:] == (ny, nx), name, like, list(image.shape))
+    _checks.check_signal(name, image)

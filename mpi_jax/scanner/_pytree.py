@@ -5,11 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from mpi_jax._checks import (
+    Quantity,
+    brief,
+    check_count,
+    check_finite,
+    check_real,
+    concrete,
+    expect,
+)
 
 BOLTZMANN = 1.380649e-23  # [J/K]
 VACUUM_PERMEABILITY = 4e-7 * math.pi  # [T m/A]
@@ -23,17 +34,27 @@ Vector = Float[Array | np.ndarray, "*batch 3"] | Sequence[Scalar]
 Matrix = Float[Array | np.ndarray, "*batch 3 3"]
 
 
-def _static(**kwargs):
-    return dataclasses.field(metadata={"static": True}, **kwargs)
+Class = TypeVar("Class")
 
 
-def pytree(cls):
+def static(*, default=dataclasses.MISSING):
+    """A field that is no leaf: part of the tree's structure, so that jit sees it."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def pytree(cls: type[Class]) -> type[Class]:
     """A frozen dataclass as a pytree that is checked when built, not when rebuilt.
 
     JAX rebuilds pytrees around tracers, shapes and axis numbers, so that must not run
     __post_init__, as jax.tree_util.register_dataclass would.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
+    _register(cls)
+    return cls
+
+
+def _register(cls):
     fields = dataclasses.fields(cls)
     static = [f.name for f in fields if f.metadata.get("static")]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
@@ -49,7 +70,6 @@ def pytree(cls):
         return obj
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
 
 
 def array(values):
@@ -58,8 +78,15 @@ def array(values):
     return jnp.stack(values) if traced else np.asarray(values, np.float64)
 
 
-def numbers(obj, name: str, last_axes: tuple[int, ...] = ()) -> np.ndarray | None:
-    """Check a leaf's last axes and values; return it as a NumPy array.
+def numbers(
+    obj,
+    name: str,
+    last_axes: tuple[int, ...] = (),
+    quantity: Quantity | None = None,
+    *,
+    positive: bool = False,
+) -> np.ndarray | None:
+    """Check a leaf's last axes, values and size; return it as a NumPy array.
 
     None where a scanner is built inside jit or grad and the leaf has no value.
     """
@@ -67,33 +94,30 @@ def numbers(obj, name: str, last_axes: tuple[int, ...] = ()) -> np.ndarray | Non
     if isinstance(value, (list, tuple)):
         value = array(value)
         object.__setattr__(obj, name, value)
-    if isinstance(value, jax.core.Tracer):
+    where, shape = f"{type(obj).__name__}.{name}", np.shape(value)
+    ends = shape[max(len(shape) - len(last_axes), 0) :]
+    expect(ends == last_axes, where, f"shape ending in {last_axes}", shape)
+    if (values := concrete(value)) is None:
         return None
-    value = np.asarray(value)
-    where = f"{type(obj).__name__}.{name}"
-    n = len(last_axes)
-    if value.ndim < n or value.shape[value.ndim - n :] != last_axes:
-        raise ValueError(
-            f"{where}: expected shape ending in {last_axes}, got {value.shape}"
-        )
-    if np.issubdtype(value.dtype, np.inexact) and not np.all(np.isfinite(value)):
-        raise ValueError(f"{where}: expected finite numbers, got {value}")
-    return value
+    check_finite(where, values)
+    if positive:
+        expect(np.all(values > 0), where, "positive numbers", brief(values))
+    if quantity is not None:
+        check_real(where, values)
+        quantity.check(where, values)
+    return values
 
 
-def positive(obj, name: str, last_axes: tuple[int, ...] = ()) -> None:
-    value = numbers(obj, name, last_axes)
-    if value is not None and np.any(value <= 0):
-        raise ValueError(
-            f"{type(obj).__name__}.{name}: expected positive numbers, got {value}"
-        )
+def not_negative(obj, name: str, quantity: Quantity) -> None:
+    """Check a leaf that may be None: a number >= 0 of likely size."""
+    if getattr(obj, name) is not None:
+        values = numbers(obj, name, (), quantity)
+        if values is not None:
+            where = f"{type(obj).__name__}.{name}"
+            expect(np.all(values >= 0), where, "a number >= 0 or None", brief(values))
 
 
-def not_negative(obj, name: str) -> None:
-    if getattr(obj, name) is None:
-        return
-    value = numbers(obj, name)
-    if value is not None and np.any(value < 0):
-        raise ValueError(
-            f"{type(obj).__name__}.{name}: expected a number >= 0 or None, got {value}"
-        )
+def count(obj, name: str) -> None:
+    """Check an integer >= 1, NumPy's among them, and keep it as an int."""
+    value = check_count(f"{type(obj).__name__}.{name}", getattr(obj, name))
+    object.__setattr__(obj, name, value)

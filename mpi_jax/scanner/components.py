@@ -10,13 +10,29 @@ grad reach every physical parameter), counts and names are static.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from mpi_jax._checks import (
+    DIAMETER,
+    FIELD,
+    FREQUENCY,
+    GRADIENT,
+    IRON,
+    MAGNETISATION,
+    RELAXATION,
+    SPREAD,
+    TEMPERATURE,
+    check_phase,
+    check_real,
+    concrete,
+    expect,
+    is_integer,
+)
 from mpi_jax.scanner._pytree import (
     BOLTZMANN,
     MAGNETITE_DENSITY,
@@ -24,11 +40,11 @@ from mpi_jax.scanner._pytree import (
     Matrix,
     Scalar,
     Vector,
-    _static,
+    count,
     not_negative,
     numbers,
-    positive,
     pytree,
+    static,
 )
 from mpi_jax.scanner.grid import Grid
 
@@ -52,23 +68,19 @@ class Tracer:
     iron_concentration: Scalar = 50.0
     diameter_spread: Scalar | None = None
     relaxation_time: Scalar | None = None
-    diameter_nodes: int = _static(default=16)
+    diameter_nodes: int = static(default=16)
 
     def __post_init__(self):
-        for name in (
-            "core_diameter",
-            "saturation_magnetisation",
-            "temperature",
-            "iron_concentration",
+        for name, quantity in (
+            ("core_diameter", DIAMETER),
+            ("saturation_magnetisation", MAGNETISATION),
+            ("temperature", TEMPERATURE),
+            ("iron_concentration", IRON),
         ):
-            positive(self, name)
-        for name in ("diameter_spread", "relaxation_time"):
-            not_negative(self, name)
-        if not isinstance(self.diameter_nodes, int) or self.diameter_nodes < 1:
-            raise ValueError(
-                "Tracer.diameter_nodes: expected a whole number >= 1, got "
-                f"{self.diameter_nodes}"
-            )
+            numbers(self, name, (), quantity, positive=True)
+        not_negative(self, "diameter_spread", SPREAD)
+        not_negative(self, "relaxation_time", RELAXATION)
+        count(self, "diameter_nodes")
 
     @property
     def volume(self):
@@ -115,36 +127,35 @@ class DriveField:
     """
 
     amplitude: Vector
-    divider: tuple[int, int, int] = _static()
+    divider: tuple[int, int, int] = static()
     phase: Vector = (0.0, 0.0, 0.0)
     base_frequency: Scalar = 2.5e6
-    oversampling: int = _static(default=1)
-    waveform: tuple[str, str, str] = _static(default=("sine",) * 3)
+    oversampling: int = static(default=1)
+    waveform: tuple[str, str, str] = static(default=("sine",) * 3)
 
     def __post_init__(self):
-        numbers(self, "amplitude", (3,))
-        numbers(self, "phase", (3,))
-        positive(self, "base_frequency")
+        numbers(self, "amplitude", (3,), FIELD)
+        phase = numbers(self, "phase", (3,))
+        if phase is not None:
+            check_phase("DriveField.phase", phase)
+        numbers(self, "base_frequency", (), FREQUENCY, positive=True)
         divider = self.divider
-        if (
-            len(divider) != 3
-            or any(not isinstance(n, int) or n < 0 for n in divider)
-            or not any(divider)
-        ):
-            raise ValueError(
-                "DriveField.divider: expected 3 whole numbers >= 0, at least one of "
-                f"them > 0, got {divider}"
-            )
-        if not isinstance(self.oversampling, int) or self.oversampling < 1:
-            raise ValueError(
-                "DriveField.oversampling: expected a whole number >= 1, got "
-                f"{self.oversampling}"
-            )
-        if len(self.waveform) != 3 or not set(self.waveform) <= {"sine", "triangle"}:
-            raise ValueError(
-                "DriveField.waveform: expected 3 of 'sine' and 'triangle', got "
-                f"{self.waveform}"
-            )
+        expect(
+            len(divider) == 3
+            and all(is_integer(n) and n >= 0 for n in divider)
+            and any(divider),
+            "DriveField.divider",
+            "3 whole numbers >= 0, at least one of them > 0",
+            divider,
+        )
+        object.__setattr__(self, "divider", tuple(int(n) for n in divider))
+        count(self, "oversampling")
+        expect(
+            len(self.waveform) == 3 and set(self.waveform) <= {"sine", "triangle"},
+            "DriveField.waveform",
+            "3 of 'sine' and 'triangle'",
+            self.waveform,
+        )
 
     @property
     def samples(self) -> int:
@@ -208,18 +219,19 @@ class SelectionField:
     offset: Vector = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
-        numbers(self, "offset", (3,))
-        gradient = numbers(self, "gradient", (3, 3))
+        numbers(self, "offset", (3,), FIELD)
+        gradient = numbers(self, "gradient", (3, 3), GRADIENT)
         if gradient is None:
             return
         scale = np.max(np.abs(gradient))
         skew = np.max(np.abs(gradient - np.swapaxes(gradient, -1, -2)))
         trace = np.max(np.abs(np.trace(gradient, axis1=-2, axis2=-1)))
-        if scale == 0 or max(skew, trace) > 1e-5 * scale:
-            raise ValueError(
-                "SelectionField.gradient: expected a symmetric matrix with trace 0 "
-                f"(Maxwell) and not all zero, got {gradient.tolist()}"
-            )
+        expect(
+            scale > 0 and max(skew, trace) <= 1e-5 * scale,
+            "SelectionField.gradient",
+            "a symmetric matrix with trace 0 (Maxwell) and not all zero",
+            gradient.tolist(),
+        )
 
 
 @pytree
@@ -237,28 +249,25 @@ class Receiver:
     """
 
     sensitivity: Float[Array | np.ndarray, "*batch_and_map"]
-    scaling: str = _static(default="moment")
+    scaling: str = static(default="moment")
     transfer_function: Complex[Array | np.ndarray, "*batch C K"] | None = None
-    oversample: int = _static(default=1)
+    oversample: int = static(default=1)
 
     def __post_init__(self):
-        if self.scaling not in ("moment", "si"):
-            raise ValueError(
-                f"Receiver.scaling: expected 'moment' or 'si', got {self.scaling!r}"
-            )
+        known = self.scaling in ("moment", "si")
+        expect(known, "Receiver.scaling", "'moment' or 'si'", repr(self.scaling))
         shape = self.sensitivity.shape
-        if len(shape) < 2 or (shape[-1] != 3 and (len(shape) < 3 or shape[-2] != 3)):
-            raise ValueError(
-                f"Receiver.sensitivity: expected shape [C, 3] or [C, 3, P], got {shape}"
-            )
+        expect(
+            len(shape) >= 2 and (shape[-1] == 3 or (len(shape) > 2 and shape[-2] == 3)),
+            "Receiver.sensitivity",
+            "shape [C, 3] or [C, 3, P]",
+            shape,
+        )
+        check_real("Receiver.sensitivity", self.sensitivity)
         numbers(self, "sensitivity")
         if self.transfer_function is not None:
             numbers(self, "transfer_function")
-        if not isinstance(self.oversample, int) or self.oversample < 1:
-            raise ValueError(
-                f"Receiver.oversample: expected a whole number >= 1, got "
-                f"{self.oversample}"
-            )
+        count(self, "oversample")
 
 
 @pytree
@@ -273,17 +282,20 @@ class Scanner:
 
     def __post_init__(self):
         shape, p = self.receiver.sensitivity.shape, self.grid.size
-        if shape[-1] != 3 and shape[-1] != p:
-            raise ValueError(
-                f"Receiver.sensitivity: expected [C, 3] or [C, 3, {p}] like the grid, "
-                f"got {shape}"
-            )
-        wanted = (self.channels, self.samples // 2 + 1)
+        expect(
+            shape[-1] in (3, p),
+            "Receiver.sensitivity",
+            f"[C, 3] or [C, 3, {p}] like the grid",
+            shape,
+        )
+        bins = (self.channels, self.samples // 2 + 1)
         transfer = self.receiver.transfer_function
-        if transfer is not None and transfer.shape[-2:] != wanted:
-            raise ValueError(
-                f"Receiver.transfer_function: expected shape {wanted} (channels, rfft "
-                f"bins of a period), got {transfer.shape}"
+        if transfer is not None:
+            expect(
+                transfer.shape[-2:] == bins,
+                "Receiver.transfer_function",
+                f"shape {bins} (channels, rfft bins of a period)",
+                transfer.shape,
             )
 
     @property
@@ -297,20 +309,62 @@ class Scanner:
         shape = self.receiver.sensitivity.shape
         return shape[-2] if len(shape) == 2 else shape[-3]
 
+    def check_single(self) -> None:
+        """ValueError unless this is one scanner, whose fields have no leading axes.
+
+        Several go through jax.vmap, where each is one. Tracer parameters are numbers:
+        maps over the voxels are not supported.
+        """
+        drive, coils, grid = self.drive_field, self.receiver, self.grid
+        parts: list[tuple[object, str, tuple[int, ...]]] = [
+            (self.tracer, field.name, ())
+            for field in dataclasses.fields(self.tracer)
+            if not field.metadata.get("static")
+        ]
+        parts += [(drive, "amplitude", (3,)), (drive, "phase", (3,))]
+        parts += [(drive, "base_frequency", ()), (self.selection_field, "offset", (3,))]
+        parts += [(self.selection_field, "gradient", (3, 3))]
+        parts += [(grid, "field_of_view", (3,)), (grid, "centre", (3,))]
+        for part, name, shape in parts:
+            value = getattr(part, name)
+            expect(
+                value is None or np.shape(value) == shape,
+                f"{type(part).__name__}.{name}",
+                f"shape {shape}, of one scanner (jax.vmap takes several)",
+                f"shape {np.shape(value)}",
+            )
+        shape, transfer = np.shape(coils.sensitivity), coils.transfer_function
+        expect(
+            len(shape) == 2 or (len(shape) == 3 and shape[-1] == grid.size),
+            "Receiver.sensitivity",
+            f"[C, 3] or [C, 3, {grid.size}] like the grid, of one scanner",
+            f"shape {shape}",
+        )
+        if transfer is not None:
+            two = np.ndim(transfer) == 2
+            where, got = "Receiver.transfer_function", np.shape(transfer)
+            expect(two, where, "shape [C, K], of one scanner", f"shape {got}")
+
+    def check_field_free_point(self) -> None:
+        """ValueError where a known selection field vanishes along a line."""
+        gradient = concrete(self.selection_field.gradient)
+        if gradient is None:
+            return
+        size = np.abs(np.linalg.eigvalsh(gradient.astype(np.float64)))
+        expect(
+            np.all(size.min(axis=-1) > 1e-6 * size.max(axis=-1)),
+            "SelectionField.gradient",
+            "an invertible matrix, of a field that vanishes in one point",
+            f"one of a field-free line: {gradient.tolist()}",
+        )
+
     def field_free_point(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
         """Position [V, 3] m and velocity [V, 3] m/s of the field-free point.
 
-        Raises ValueError where the selection field vanishes along a line.
+        Raises ValueError where the selection field vanishes along a line; a gradient
+        that is traced (jit, grad) can't be looked at, and then gives infinite numbers.
         """
-        gradient = self.selection_field.gradient
-        if not isinstance(gradient, jax.core.Tracer):
-            size = np.abs(np.linalg.eigvalsh(np.asarray(gradient, np.float64)))
-            if np.any(size.min(axis=-1) <= 1e-6 * size.max(axis=-1)):
-                raise ValueError(
-                    "SelectionField.gradient: expected an invertible matrix, of a field "
-                    "that vanishes in one point; this one has a field-free line: "
-                    f"{np.asarray(gradient).tolist()}"
-                )
+        self.check_field_free_point()
         field, rate = self.drive_field.field()
         inverse = jnp.linalg.inv(jnp.asarray(self.selection_field.gradient))
         offset = jnp.asarray(self.selection_field.offset)[None]
@@ -330,9 +384,9 @@ class CalibratedScanner:
     """
 
     grid: Grid
-    channels: int = _static()
-    samples: int = _static()
-    sampling_rate: float = _static()
+    channels: int = static()
+    samples: int = static()
+    sampling_rate: float = static()
 
     def frequencies(self) -> np.ndarray:
         """Frequency of each rfft bin [K] Hz."""

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mpi_jax.scanner._pytree import Vector, _static, numbers, positive, pytree
+from mpi_jax._checks import (
+    DISTANCE,
+    LENGTH,
+    check_count,
+    check_signal,
+    expect,
+    is_integer,
+)
+from mpi_jax.scanner._pytree import Vector, numbers, pytree, static
 
 
 @pytree
@@ -20,20 +28,21 @@ class Grid:
     centre [3] m. Pixel centres lie at (i + 1/2) * pitch from the edge.
     """
 
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = static()
     field_of_view: Vector
     centre: Vector = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
-        if len(self.shape) not in (2, 3) or any(
-            not isinstance(n, int) or n < 1 for n in self.shape
-        ):
-            raise ValueError(
-                "Grid.shape: expected (ny, nx) or (nz, ny, nx), whole numbers >= 1, "
-                f"got {self.shape}"
-            )
-        positive(self, "field_of_view", (3,))
-        numbers(self, "centre", (3,))
+        shape = tuple(self.shape) if np.ndim(self.shape) == 1 else ()
+        expect(
+            len(shape) in (2, 3) and all(is_integer(n) and n >= 1 for n in shape),
+            "Grid.shape",
+            "(ny, nx) or (nz, ny, nx), whole numbers >= 1",
+            self.shape,
+        )
+        object.__setattr__(self, "shape", tuple(int(n) for n in shape))
+        numbers(self, "field_of_view", (3,), LENGTH, positive=True)
+        numbers(self, "centre", (3,), DISTANCE)
 
     @property
     def size(self) -> int:
@@ -74,8 +83,7 @@ class Grid:
         crime. In "moment" scaling each pixel counts by its value, whatever its size, so
         signals of a refined grid are factor^(number of axes) larger; "si" is per volume.
         """
-        if not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"factor: expected a whole number >= 1, got {factor}")
+        factor = check_count("factor", factor)
         shape = tuple(factor * n for n in self.shape)
         return dataclasses.replace(self, shape=shape)
 
@@ -85,13 +93,16 @@ class Grid:
         """Mean of each pixel of images [..., *shape] on a refined grid of this one."""
         n = len(self.shape)
         batch, axes = fine.shape[: fine.ndim - n], fine.shape[fine.ndim - n :]
-        if len(axes) != n or any(
-            a % b or a < b for a, b in zip(axes, self.shape, strict=True)
-        ):
-            raise ValueError(
-                f"fine: expected trailing axes that are multiples of {self.shape}, got "
-                f"shape {list(fine.shape)}"
-            )
+        expect(
+            len(axes) == n
+            and all(
+                a % b == 0 and a >= b for a, b in zip(axes, self.shape, strict=True)
+            ),
+            "fine",
+            f"trailing axes that are multiples of {self.shape}",
+            f"shape {list(fine.shape)}",
+        )
+        check_signal("fine", fine)
         split = [k for a, b in zip(axes, self.shape, strict=True) for k in (b, a // b)]
         within = tuple(range(len(batch) + 1, len(batch) + 2 * n, 2))
         return jnp.mean(jnp.asarray(fine).reshape(*batch, *split), axis=within)

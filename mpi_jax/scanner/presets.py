@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from mpi_jax._checks import (
+    DISTANCE,
+    LENGTH,
+    check_count,
+    check_positive,
+    expect,
+    is_integer,
+)
 from mpi_jax.scanner._pytree import (
     BOLTZMANN,
     VACUUM_PERMEABILITY,
@@ -52,8 +62,12 @@ class MPIRFDriveField(DriveField):
         return turns + (_MPIRF_PI / math.pi - 1) / 4
 
 
-def _shape(shape, axes: int) -> tuple[int, ...]:
-    return (shape,) * axes if isinstance(shape, int) else tuple(shape)
+def _shape(shape: Any, axes: int) -> tuple[int, ...]:
+    if is_integer(shape):
+        return (int(shape),) * axes
+    wrong = f"an integer or a tuple of {axes} integers"
+    expect(np.ndim(shape) == 1 and len(shape) == axes, "shape", wrong, repr(shape))
+    return tuple(shape)
 
 
 def paper(
@@ -64,6 +78,7 @@ def paper(
     field_of_view: Scalar = 12.8e-3,
     phase: Scalar = 0.0,
     tracer: Tracer | None = None,
+    oversample: int = 2,
 ) -> Scanner:
     """The dual-task TransGAN paper's scan: 12.8 x 12.8 mm, 2 x 1632 samples.
 
@@ -83,7 +98,7 @@ def paper(
         selection_field=SelectionField(
             array([-gradient, -gradient, 2 * gradient])[:, None] * np.eye(3)
         ),
-        receiver=Receiver(np.eye(2, 3)),
+        receiver=Receiver(np.eye(2, 3), oversample=oversample),
         grid=Grid(_shape(shape, 2), (field_of_view, field_of_view, 1e-3)),
     )
 
@@ -139,19 +154,22 @@ def circular_coil(
     centre: Vector,
     axis: Vector,
     segments: int = 256,
-) -> np.ndarray:
+) -> Float[np.ndarray, "3 P"]:
     """Sensitivity [3, P] T/A of one circular turn at the grid's pixels (Biot-Savart).
 
     radius and centre [3] in m, axis [3]: direction of the coil's normal. Sums straight
     pieces of wire on the host in float64; stack the maps of C coils for a Receiver. On
     its axis a turn makes mu0 R^2 / (2 (R^2 + z^2)^(3/2)).
     """
-    if not radius > 0 or segments < 3 or not np.any(axis):
-        raise ValueError(
-            "circular_coil: expected radius > 0, segments >= 3 and an axis that isn't "
-            f"zero, got {radius}, {segments}, {list(axis)}"
-        )
-    normal = np.asarray(axis, np.float64) / np.linalg.norm(axis)
+    check_positive("radius", radius)
+    LENGTH.check("radius", radius)
+    DISTANCE.check("centre", centre)
+    segments = check_count("segments", segments, 3)
+    direction = np.asarray(axis, np.float64)
+    expect(
+        bool(direction.any()), "axis", "a direction, not all zero", direction.tolist()
+    )
+    normal = direction / np.linalg.norm(direction)
     across = np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))])
     across /= np.linalg.norm(across)
     angle = 2 * np.pi * np.arange(segments)[:, None] / segments
@@ -174,6 +192,7 @@ def open_mpi_2d(
     *,
     field_of_view: tuple[float, float, float] = (37e-3, 37e-3, 0.5e-3),
     tracer: Tracer = _PERIMAG,
+    oversample: int = 2,
 ) -> Scanner:
     """Open MPI Data's preclinical Bruker scanner, 2D sequence, receive channels x and y.
 
@@ -184,7 +203,7 @@ def open_mpi_2d(
         tracer=tracer,
         drive_field=DriveField((12e-3, 12e-3, 0.0), (102, 96, 0), (0.25, 0.25, 0.0)),
         selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
-        receiver=Receiver(np.eye(2, 3)),
+        receiver=Receiver(np.eye(2, 3), oversample=oversample),
         grid=Grid(_shape(shape, 2), field_of_view),
     )
 
@@ -194,12 +213,13 @@ def open_mpi_3d(
     *,
     field_of_view: tuple[float, float, float] = (38e-3, 38e-3, 19e-3),
     tracer: Tracer = _PERIMAG,
+    oversample: int = 2,
 ) -> Scanner:
     """Open MPI Data's 3D sequence: third axis at 2.5 MHz / 99, three channels."""
     return Scanner(
         tracer=tracer,
         drive_field=DriveField((12e-3, 12e-3, 12e-3), (102, 96, 99), (0.25,) * 3),
         selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
-        receiver=Receiver(np.eye(3)),
+        receiver=Receiver(np.eye(3), oversample=oversample),
         grid=Grid(_shape(shape, 3), field_of_view),
     )

@@ -50,12 +50,28 @@ def test_unknown_names():
         configs.from_dict({**good, "loss": 3})
 
 
+def test_settings_without_oversample_keep_their_sampling():
+    """Of weights and work folders from before there was one; new runs are oversampled."""
+    config = configs.get("small64")
+    assert data.make_scanner(config).receiver.oversample == 2
+    stored = json.loads(json.dumps(configs.to_dict(config)))
+    del stored["scanner"]["oversample"]
+    before = configs.from_dict(stored)
+    assert before.scanner.oversample == 1
+    assert data.make_scanner(before).receiver.oversample == 1
+    assert "oversample" not in stored["scanner"]  # the caller's own
+    scalar = dataclasses.replace(config.scanner, model="mpirf")
+    scalar = dataclasses.replace(config, scanner=scalar)
+    assert data.make_scanner(scalar).receiver.oversample == 1
+
+
 @pytest.mark.parametrize(
     "part, change, words",
     [
         ("scanner", {"preset": "mri"}, "scanner.preset: expected one of paper"),
         ("scanner", {"model": "debye"}, "model: expected one of"),
         ("scanner", {"pixels": 64}, "scanner.pixels is 64"),
+        ("scanner", {"oversample": 0}, "oversample: expected an integer >= 1"),
         ("loss", {"kind": "hinge"}, "loss.kind: expected bce or wgangp"),
         ("loss", {"mae": -1.0}, "loss.mae: expected a number >= 0"),
         ("physics", {"rank": 0}, "classical images"),
@@ -71,3 +87,8 @@ def test_settings_that_do_not_fit(part, change, words):
         data.make_scanner(config)
         train.make_networks(config)
         train.make_optimisers(config.optimiser, config.steps)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="config: .*got 'smal'; did you mean small"):
+        configs.get("smal")

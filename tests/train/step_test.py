@@ -2,13 +2,14 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mpi_jax import data, train
+from mpi_jax import data, scanner, train
 from mpi_jax.configs import LossConfig, OptimiserConfig
 from mpi_jax.models import baselines, transgan
 
@@ -121,7 +122,7 @@ def test_critic_steps_are_updates_on_the_images_of_the_step():
     sgd = optax.sgd(0.1)
     tx, made, key = train.Optimisers(sgd, sgd, 0.9), batch(), jax.random.key(7)
     state, _ = start(model)
-    state = state.replace(
+    state = state._replace(
         generator_optimiser=sgd.init(state.generator),
         discriminator_optimiser=sgd.init(state.discriminator),
     )
@@ -163,7 +164,7 @@ def test_eight_devices_equal_one(make):
     state, _ = start(model)
     sgd = optax.sgd(0.1)
     tx = train.Optimisers(sgd, sgd, 0.9)
-    state = state.replace(
+    state = state._replace(
         generator_optimiser=sgd.init(state.generator),
         discriminator_optimiser=sgd.init(state.discriminator),
     )
@@ -201,6 +202,51 @@ def test_batch_statistics_are_averaged_like_the_parameters():
     for name, value in expected.items():
         found = state.average["batch_stats"]["norm_4"][name]
         np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_and_predictions_are_compiled_once():
+    """A step's state is of the kind that it took, weights from a file of those it has."""
+    model = networks()
+    state, tx = start(model)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(state, batch, key):
+        return train.train_step(state, batch, key, model=model, tx=tx)
+
+    predict = chex.assert_max_traces(train.predict.__wrapped__, n=1)
+    predict = jax.jit(predict, static_argnames=("generator", "largest"))
+    forward = data.ForwardModel(
+        scanner=scanner.paper(16),
+        matrix=jnp.zeros((2, 12, 256)),
+        scale=jnp.ones((2, 1)),
+        basis=None,
+        lams=jnp.ones(1),
+        iterations=0,
+        refine=0,
+    )
+    voltage = jnp.ones((3, 2, 12))
+    before = predict(model.generator, state.average, forward, voltage).reconstruction
+    for seed in range(3):
+        state, _ = step(state, batch(seed), jax.random.key(seed))
+    assert int(state.step) == 3
+    from_file = jax.tree.map(np.asarray, state.average)
+    after = predict(model.generator, from_file, forward, voltage).reconstruction
+    assert not np.allclose(before, after)
+    chex.assert_shape([before, after], (3, 16, 16))
+
+
+def test_batches_of_other_shapes_are_refused():
+    model = networks()
+    state, tx = start(model)
+    one = batch()
+    step = partial(train.train_step, model=model, tx=tx)
+    for wrong in (
+        one._replace(mask=one.mask[:, :8]),
+        one._replace(image=one.image[:8]),
+    ):
+        with pytest.raises(AssertionError, match="shape"):
+            jax.eval_shape(step, state, wrong, jax.random.key(0))
 
 
 @pytest.mark.parametrize("schedule, end", [("cosine", 0.0), ("constant", 1e-3)])
