@@ -124,6 +124,7 @@ def _refuse_mdf_options(options: Options) -> None:
 
 
 def _reconstruct_npz(options: Options) -> None:
+    import jax.numpy as jnp
     import numpy as np
 
     from mpi_jax import _files, report
@@ -131,7 +132,7 @@ def _reconstruct_npz(options: Options) -> None:
     measured = read_npz(options.measurement, "voltage")
     door = _by_matrix if options.system_matrix else _by_scanner
     method, problem, u = door(options, measured["voltage"])
-    made = method.prepare(problem, options.settings)(u)
+    made = method.prepare(problem, options.settings)(jnp.asarray(u))
     image = np.asarray(made.image)
     arrays = {"image": image}
     about = {"method": method.name, **method.complete(options.settings)}
