@@ -243,7 +243,7 @@ def batch(
     numbers = indices(start + first[:, None] + stride * turns[None], families, images)
     values = jax.vmap(lambda index: _values(_key(split, index)))(numbers.reshape(-1))
     values = values.reshape(*numbers.shape, *values.shape[1:])
-    drawn: dict[int, list[Array]] = {}
+    by_slot: dict[int, list[Array]] = {}
     for kind in dict.fromkeys(KIND_OF[FAMILIES[number]] for number in chosen):
         slots = [i for i, n in enumerate(chosen) if KIND_OF[FAMILIES[n]] == kind]
 
