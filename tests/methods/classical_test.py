@@ -211,7 +211,9 @@ def test_lam_has_two_units_for_one_number(method):
     np.testing.assert_array_equal(two, reconstruct(system, method, lam=of_energy))
     same_number = reconstruct(system, method, lam=0.05)
     assert np.abs(one - same_number).max() > 1e-3
-    with pytest.raises(ValueError, match="lam_unit: expected energy or sigma1, got 'x'"):
+    with pytest.raises(
+        ValueError, match="lam_unit: expected energy or sigma1, got 'x'"
+    ):
         reconstruct(system, method, lam=0.05, lam_unit="x")
 
 
@@ -226,7 +228,9 @@ def test_rho_follows_the_noise_of_each_frame(method):
         alone = dataclasses.replace(system, measurement=system.measurement[n : n + 1])
         one = reconstruct(alone, method, iterations=5)
         np.testing.assert_allclose(both[n : n + 1], one, rtol=1e-9, atol=1e-12)
-    assert np.abs(both - reconstruct(system, method, rho=1e-1, iterations=5)).max() > 1e-4
+    assert (
+        np.abs(both - reconstruct(system, method, rho=1e-1, iterations=5)).max() > 1e-4
+    )
     with pytest.raises(ValueError, match="rho: expected a number or noise, got 'loud'"):
         reconstruct(system, method, rho="loud")
 
