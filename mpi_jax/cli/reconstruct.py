@@ -89,7 +89,8 @@ def _check_source(options: Options) -> None:
             "--method: expected a classical method with --system-matrix, got none"
         )
     knows = options.method in configs.SHIPPED
-    if knows and (options.system_matrix or options.run):
+    others = options.system_matrix or options.run
+    if knows and (others or options.config not in (None, options.method)):
         raise ValueError(
             f"--method {options.method}: expected no other scanner, for this network "
             "knows its own; for the network of a run leave --method out"
@@ -100,7 +101,10 @@ def _method(options: Options) -> methods.Method:
     """A classical method by its name."""
     from mpi_jax import methods
 
-    assert options.method is not None
+    if options.method is None:
+        raise ValueError(
+            "--method: expected a classical method for MDF measurements, got none"
+        )
     try:
         return methods.get(options.method)
     except ValueError as error:
