@@ -147,7 +147,7 @@ class Values:
     def write(self, path: Path) -> None:
         about = {"main_snr_db": self.main_snr_db, "family": self.family}
         named = {
-            f"{snr!r}/{method}/{metric}": np.asarray(v, np.float32)
+            f"{float(snr)!r}/{method}/{metric}": np.asarray(v, np.float32)
             for (snr, method, metric), v in self.numbers.items()
         }
         save_arrays(path, about | named)
