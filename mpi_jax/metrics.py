@@ -10,8 +10,8 @@
 | psnr  | 10 log10(data_range^2 / mse)  [dB]   | inf  |          |
 | ssim  | Gaussian window 11 x 11, sigma 1.5   | 1    | [-1, 1]  |
 | foreground_ssim | the same, where the truth's mask is | 1 | [-1, 1]  |
-| dice  | 2 |a and b| / (|a| + |b|)            | 1    | [0, 1]   |
-| iou   | |a and b| / |a or b|                 | 1    | [0, 1]   |
+| dice  | 2 n(a and b) / (n(a) + n(b))         | 1    | [0, 1]   |
+| iou   | n(a and b) / n(a or b), n: pixels    | 1    | [0, 1]   |
 
 The data range is always given, never guessed from the images: the same error must cost
 the same in every image. It is a plain number, fixed when a function is jitted.

@@ -1,6 +1,7 @@
 """The Open MPI phantoms as they were drawn, on any grid, and files of their scanner.
 
 Frame of the scanner [mm]: the robot's mount on +x, the flat side of a phantom on +z.
+
     shape          frustum about the x axis, wide end at -x                50 mmol/L
     resolution     five tubes of 1 mm from one point, two of them tilted in z
                                                                            50 mmol/L

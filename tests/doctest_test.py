@@ -14,13 +14,9 @@ ROOMS = (
 )
 # Rooms in which each public function has an example of its own.
 COMPLETE = ("reconstruct", "mdf", "metrics")
-# Shared by the modules of a room, without a place in its door or documentation.
-SHARED = {
-    "reconstruct": {
-        *("check_finite", "check_flags", "check_scanner", "check_signal", "columns"),
-        *("expect", "matmul", "parameter", "rows", "system"),
-    },
-}
+# Shared by the modules of a room, without a place in its documentation.
+SHARED = {"expect", "matmul", "parameter", "rows", "columns", "system"}
+CHECKS = ("check_", "need_")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -74,7 +70,9 @@ def public(room):
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            if path.stem.startswith("_") or node.name in SHARED.get(room, ()):
+            if path.stem.startswith("_") or node.name in SHARED:
+                continue
+            if node.name.startswith(CHECKS):
                 continue
             if not listed or node.name in listed[0]:
                 yield f"{name(path)}:{node.name}", ast.get_docstring(node) or ""

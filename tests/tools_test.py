@@ -12,24 +12,23 @@ def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
     table = load("table")
     commands = []
 
-    def record(*words):
-        verb, *rest = (str(word) for word in words)
-        commands.append((verb, read(verb, rest)))
+    def record(verb, *words):
+        commands.append((verb, read(verb, [str(word) for word in words])))
 
     monkeypatch.setattr(table, "mpi_jax", record)
     words = ["--table", "paper", "--workdir", tmp_path, "--rows", "dual", "unet"]
     words += ["--seeds", 3, 4, "--num", 60, "--methods", "tv", "--steps", 7]
     monkeypatch.setattr(sys, "argv", ["table.py", *map(str, words)])
     table.main()
-    *trains, evaluate, report = commands
+    verbs, options = zip(*commands, strict=True)
+    assert verbs == (*["train"] * 4, "evaluate", "report")
+    *trains, evaluate, report = options
     runs = [tmp_path / f"{row}_{seed}" for seed in (3, 4) for row in ("dual", "unet")]
-    assert [verb for verb, _ in commands] == 4 * ["train"] + ["evaluate", "report"]
-    assert [train.workdir for _, train in trains] == runs
-    assert [train.config for _, train in trains] == ["paper", "paper_unet"] * 2
-    for (_, train), seed in zip(trains, (3, 3, 4, 4), strict=True):
+    assert [train.workdir for train in trains] == runs
+    assert [train.config for train in trains] == ["paper", "paper_unet"] * 2
+    for train, seed in zip(trains, (3, 3, 4, 4), strict=True):
         assert train.resume
         assert (train.overrides.seed, train.overrides.steps) == (seed, 7)
-        assert train.overrides.name == train.config
-    assert [evaluate[1].workdir, *evaluate[1].runs] == runs
-    assert (evaluate[1].num, evaluate[1].methods) == (60, ("tv",))
-    assert report[1].workdir == runs[0]
+    assert [evaluate.workdir, *evaluate.runs] == runs
+    assert (evaluate.num, evaluate.methods) == (60, ("tv",))
+    assert report.workdir == runs[0]

@@ -4,6 +4,7 @@
 and `images` reopen the file and read only what is asked for, in pieces of bounded size.
 
 Symbols (the format's own)
+
     N  frames, O foreground + E background      J  periods per frame
     C  receive channels                         V  samples per period
     K  frequencies V // 2 + 1, or the selected  M  selected rows

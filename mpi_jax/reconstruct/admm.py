@@ -5,6 +5,7 @@ image costs a few thin matrix products, for batches of measurements at a time. C
 rows with real images are real rows: Re S above Im S.
 
 Symbols
+
     M      rows of S (samples or real components of all receive channels)
     P      voxels
     k      rank kept, <= min(M, P)

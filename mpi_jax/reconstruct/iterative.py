@@ -4,6 +4,7 @@ S is a matrix [M, P] or a `LinearOperator` of two functions. Batches of measurem
 share it, so that a step is two matrix products for all frames.
 
 Symbols
+
     M, P    rows of S; voxels
     S       [M, P]   system matrix or operator, real or complex  [unit of u per unit of c]
     u       [..., M] measurement, complex if and only if S is    [V, or shared with S]

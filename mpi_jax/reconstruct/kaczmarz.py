@@ -15,6 +15,7 @@ whose forward substitution is the row recursion itself. The iterates are those o
 row loop, up to rounding, for any block size; the work becomes matrix products.
 
 Symbols (sizes as in the Magnetic Particle Imaging Data Format)
+
     M       rows: selected frequency components of all receive channels
     P       voxels (columns)
     F       frames, "..." in the public signatures: any leading axes
@@ -27,6 +28,7 @@ Symbols (sizes as in the Magnetic Particle Imaging Data Format)
     alpha   [..., m] step lengths of the m rows of a block
 
 Row orders
+
     fixed        0, 1, .., M-1, or a given permutation, in every sweep
     shuffled     the permutation jax.random.permutation(key, M), in every sweep
     randomised   each sweep visits k = round(fraction M) rows, drawn without replacement

@@ -96,6 +96,7 @@ def tensor_plan(
     Gaussian process (Rasmussen and Williams 2006, ch. 2), linear in u. It is solved among
     the samples, C V numbers whatever the grid. The matrices' prior is the isotropic one,
     cov(A_ij, A_kl) = g (d_ik d_jl + d_il d_jk) / 2, so that
+
         cov(s . A v, s' . A v') = g ((s . s') (v . v') + (s . v') (s' . v)) / 2
         cov(tr A,    s . A v)   = g (s . v).
 
