@@ -185,6 +185,7 @@ def _by_scanner(
     if _is_network(options):
         network = _network(options)
         method, config = network.method, network.config
+        method.complete(options.settings)  # refused before any work
     else:
         method = _method(options)
         if options.run is not None:
