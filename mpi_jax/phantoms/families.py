@@ -74,7 +74,7 @@ def _objects(draw, split, *, shape) -> Proposal:
         items = Ellipse(centre, axis, size / 2, wall)
         return Proposal(items, jnp.arange(5), visible, centre - extent, centre + extent)
     if shape == "rectangles":
-        unit = UNIT_SQUARE[None]
+        unit = jnp.asarray(UNIT_SQUARE[None])
     else:  # corners on a circle, a third of a turn apart give or take 40 degrees
         turn = np.arange(3)[None] * (2 * math.pi / 3) + draw.uniform(-0.7, 0.7, (5, 3))
         unit = jnp.stack([jnp.cos(turn), jnp.sin(turn)], axis=-1) / math.sqrt(3)

@@ -123,8 +123,10 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     ny, nx = shape
     # Sub-pixels of at most 1/256 where 2 to 8 per pixel and axis can give that.
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in shape)
-    across = (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
-    down = (np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1
+    across = jnp.asarray(
+        (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
+    )
+    down = jnp.asarray((np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1)
     width = half[0] / (nx * sx) + half[1] / (ny * sy)
 
     def pixels(across, down):
@@ -137,7 +139,6 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     # Tiles, so that items which are elsewhere can be left out; the last may overlap.
     ty, tx = (min(n, max(1, TILE // s)) for n, s in ((ny, sy), (nx, sx)))
     rows, columns = (-(-n // t) for n, t in ((ny, ty), (nx, tx)))
-    across, down = jnp.asarray(across), jnp.asarray(down)
     empty = jnp.zeros(shape)
 
     def tile(number, found):
