@@ -219,8 +219,8 @@ class DriveField:
 
         Example:
           >>> field, rate = DriveField((12e-3, 0.0, 0.0), (4, 0, 0)).field()
-          >>> (1e3 * field[:, 0]).round(3).tolist()
-          [0.0, 12.0, 0.0, -12.0]
+          >>> f"{1e3 * field[1, 0]:.1f} mT"
+          '12.0 mT'
         """
         angle = 2 * np.pi * self.turns()
         driven = np.array([n > 0 for n in self.divider])

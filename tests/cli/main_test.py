@@ -11,9 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from mpi_jax import configs, pretrained, report, train
+from mpi_jax import configs, pretrained, report, runs, train
 from mpi_jax.cli import arguments
+from mpi_jax.cli import train as cli_train
 from mpi_jax.cli.main import main
+from mpi_jax.evaluation import table
+from mpi_jax.methods import networks
 
 
 def bad(done, *words, code=2, quiet=True):
@@ -267,6 +270,21 @@ def test_help(capsys, verb):
     assert "--workdir" in text or "--out" in text or "FILE" in text
     if verb == "train":
         assert "--data.batch-size" in text and "128 x 128" in text
+
+
+def test_demo_samples_like_the_weights_beside_it(monkeypatch, tmp_path):
+    """They were trained before presets were oversampled: one page, one sampling."""
+    seen = {}
+    monkeypatch.setattr(train, "run", lambda config, *_, **__: seen.update(c=config))
+    monkeypatch.setattr(table, "run", lambda *_, runs, **__: seen.update(runs=runs))
+    monkeypatch.setattr(report, "write", lambda workdir: workdir)
+    monkeypatch.setattr(cli_train, "print_table", lambda workdir: None)
+    assert main(["demo", "--workdir", str(tmp_path / "w")]) == 0
+    assert [folder.name for folder in seen["runs"]] == ["shipped_small32"]
+    networks.check_same(
+        tmp_path, seen["c"], seen["runs"][0], runs.read_config(seen["runs"][0])
+    )
+    assert seen["c"].scanner.oversample == 1
 
 
 def test_overrides():
