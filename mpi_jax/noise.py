@@ -166,8 +166,8 @@ def coloured_noise(
         and density.min() >= 0
         and density.any(),
         "density",
-        f"{bins} finite numbers >= 0, not all 0, one for each rfft bin of {samples} "
-        "samples",
+        f"{bins} numbers >= 0, finite and not all 0, one for each rfft bin of "
+        f"{samples} samples",
         f"shape {density.shape}, {brief(density)}",
     )
     # Bins without a mirror image count once, the others twice.
