@@ -37,6 +37,12 @@ def band_noise(key, u, frequency_selection):
 
     Raises:
       ValueError: on complex u, or a selection of another shape or of nothing.
+
+    Example:
+      >>> low = np.broadcast_to(np.arange(5) < 3, (2, 5))
+      >>> noise = band_noise(jax.random.key(0), jnp.zeros((2, 8)), low)
+      >>> bool(jnp.all(jnp.abs(spectrum(noise)[:, 3:]) < 1e-5))
+      True
     """
     check_signal("u", u)
     samples, bins = u.shape[-1], (*u.shape[:-1], u.shape[-1] // 2 + 1)
@@ -62,6 +68,24 @@ def signals(
 
     The same iron per volume makes them: of larger cores there are fewer, and a pixel of
     a finer grid counts by its area ("moment" scaling knows of neither).
+
+    Args:
+      nominal: the scanner whose unit the signals get.
+      other: the scanner that makes them; scaled alike.
+      images: concentrations [N, *other.grid.shape].
+      model: "tensor" or "mpirf".
+
+    Returns:
+      u [N, C, V].
+
+    Raises:
+      ValueError: on scanners of different scaling, and as physics.voltage.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(4)
+      >>> signals(s, s, jnp.ones((1, 4, 4)), "tensor").shape
+      (1, 2, 1632)
     """
     expect(
         other.receiver.scaling == nominal.receiver.scaling,
@@ -77,7 +101,13 @@ def signals(
 
 
 def pink(samples: int) -> Float[np.ndarray, " K"]:
-    """Power density of 1/f noise at the rfft bins of a period, none at DC."""
+    """Power density [any unit] of 1/f noise at the rfft bins of a period, none at DC.
+
+    Example:
+      >>> print(pink(8))
+      [0.         1.         0.5        0.33333333 0.25      ]
+    """
+    samples = check_count("samples", samples)
     bins = np.arange(samples // 2 + 1)
     return np.where(bins > 0, 1 / np.maximum(bins, 1), 0.0)
 
@@ -85,6 +115,11 @@ def pink(samples: int) -> Float[np.ndarray, " K"]:
 def narrow_band(scanner: Scanner) -> Float[np.ndarray, " K"]:
     """Power density of a disturbance in the eleven bins around the third harmonic of the
     slowest drive frequency: in the midst of the signal.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> np.flatnonzero(narrow_band(scanner.paper(4))).tolist()
+      [43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53]
     """
     bins = np.arange(scanner.samples // 2 + 1)
     slowest = min(f for f in np.asarray(scanner.drive_field.frequencies) if f > 0)
@@ -98,11 +133,28 @@ def coloured_noise(
     snr_db: float,
     density: Float[np.ndarray, " K"],
 ) -> Float[Array, "*batch C V"]:
-    """u plus Gaussian noise of a power density [K] over the rfft bins, any unit.
+    """u plus Gaussian noise of a power density over the rfft bins.
 
-    Its expected power is that of white noise at snr_db [dB] (physics.noise_level); a
-    constant density is white noise. Raises ValueError on a density of another length,
-    negative or zero everywhere.
+    Its expected power is that of white noise at snr_db (see `noise_level`); a constant
+    density is white noise.
+
+    Args:
+      key: of jax.random.
+      u: signals [..., C, V], real.
+      snr_db: power SNR [dB].
+      density: [K], any unit.
+
+    Returns:
+      [..., C, V], unit of u.
+
+    Raises:
+      ValueError: on a density of another length, negative or zero everywhere, and on u
+        that is complex, NaN or infinite.
+
+    Example:
+      >>> u = jnp.ones((2, 8))
+      >>> coloured_noise(jax.random.key(0), u, 20.0, pink(8)).shape
+      (2, 8)
     """
     check_signal("u", u)
     samples = u.shape[-1]
@@ -129,7 +181,13 @@ def coloured_noise(
 
 
 def check_snr(snr_db: Any) -> None:
-    """ValueError for an SNR that is complex, NaN or -inf [dB]; inf: no noise."""
+    """ValueError for an SNR that is complex, NaN or -inf [dB]; inf: no noise.
+
+    Example:
+      >>> check_snr(float("nan"))
+      Traceback (most recent call last):
+      ValueError: snr_db: expected numbers [dB], inf for no noise, got nan
+    """
     check_real("snr_db", snr_db)
     if (values := concrete(snr_db)) is not None:
         holds = not np.isnan(values).any() and np.all(values > -np.inf)
@@ -141,11 +199,26 @@ def noise_level(
     snr_db: Float[Array, "*batch"] | float,
     per_channel: bool = False,
 ) -> Float[Array, "*batch levels 1"]:
-    """Standard deviation of white noise at a power SNR of snr_db [dB] for each signal.
+    """Standard deviation of white noise at a power SNR for each signal.
 
     SNR = 10 log10(mean u^2 / sigma^2), the mean over all channels and samples of that
     signal, or with per_channel over its samples, one sigma for each channel. It holds
     for all frequencies together, before any band is selected. An infinite SNR gives 0.
+
+    Args:
+      u: signals [..., C, V], real.
+      snr_db: power SNR [dB], a number or one for each signal [...].
+      per_channel: one level for each channel.
+
+    Returns:
+      [..., 1, 1], or [..., C, 1] per channel, unit of u.
+
+    Raises:
+      ValueError: on u that is complex, NaN or infinite, on an SNR that is NaN.
+
+    Example:
+      >>> print(noise_level(jnp.full((2, 8), 3.0), 20.0))
+      [[0.3]]
     """
     check_signal("u", u)
     check_snr(snr_db)
@@ -162,7 +235,26 @@ def add_noise(
     snr_db: Float[Array, "*batch"] | float,
     per_channel: bool = False,
 ) -> Float[Array, "*batch C V"]:
-    """u plus white Gaussian noise at a power SNR of snr_db [dB], see `noise_level`."""
+    """u plus white Gaussian noise at a power SNR, see `noise_level`.
+
+    Args:
+      key: of jax.random.
+      u: signals [..., C, V], real.
+      snr_db: power SNR [dB], a number or one for each signal [...].
+      per_channel: the SNR holds in each channel.
+
+    Returns:
+      [..., C, V], unit of u.
+
+    Raises:
+      ValueError: as `noise_level`.
+
+    Example:
+      >>> u = jnp.ones((2, 8))
+      >>> add_noise(jax.random.key(0), u, 40.0).shape
+      (2, 8)
+    """
+    check_signal("u", u)
     noise = jax.random.normal(key, u.shape, u.dtype)
     return u + noise_level(u, snr_db, per_channel) * noise
 
@@ -175,9 +267,20 @@ def thermal_noise_level(
 ) -> float:
     """Standard deviation [V] of a coil's Johnson noise, sqrt(4 k T R bandwidth / n).
 
-    resistance [ohm], temperature [K], bandwidth [Hz] (half the sampling rate for white
-    noise in every sample), averages n of equal periods. Goes with "si" scaling and
-    sensitivities in T/A. Raises ValueError where one of them isn't positive.
+    Goes with "si" scaling and sensitivities in T/A.
+
+    Args:
+      resistance: [ohm].
+      temperature: [K].
+      bandwidth: [Hz], half the sampling rate for white noise in every sample.
+      averages: n of equal periods.
+
+    Raises:
+      ValueError: where one of them isn't positive, or the temperature looks like Celsius.
+
+    Example:
+      >>> f"{thermal_noise_level(185e-6, 310.0, 1.25e6):.3g} V"
+      '1.99e-09 V'
     """
     check_positive("resistance", resistance)
     check_positive("temperature", temperature)
@@ -194,9 +297,26 @@ def feed_through(
 ) -> Float[Array, "C V"]:
     """What the drive fields induce without any tracer, in each receive channel.
 
-    The sum of a cos(2 pi (h f_d t + phase)) over drive axes d and harmonics h = 1 ... H,
-    amplitude a [C, 3, H] in the unit of u before the transfer function, which is applied;
-    phase [C, 3, H] in turns. Raises ValueError for other shapes and for harmonics that cannot be sampled.
+    The sum of a cos(2 pi (h f_d t + phase)) over drive axes d and harmonics h = 1 ... H.
+
+    Args:
+      scanner: one scanner.
+      amplitude: a [C, 3, H], in the unit of u before the transfer function, which is
+        applied.
+      phase: [C, 3, H] turns.
+
+    Returns:
+      [C, V], unit of amplitude.
+
+    Raises:
+      ValueError: for other shapes, for numbers that are complex or not finite, and for
+        harmonics that cannot be sampled.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(4)
+      >>> feed_through(s, 1e-9 * np.ones((2, 3, 1)), np.zeros((2, 3, 1))).shape
+      (2, 1632)
     """
     drive = scanner.drive_field
     count = amplitude.shape[-1]
@@ -221,11 +341,11 @@ def feed_through(
     start = 2 * np.pi * jnp.asarray(phase, _dtype())
     a = jnp.asarray(amplitude, _dtype())
     parts = a * jnp.cos(start), -a * jnp.sin(start)
-    cosine, sine = (
+    cosines, sines = (
         jnp.einsum("cdh,vdh->cv", part, table, precision="highest")
         for part, table in zip(parts, tables, strict=True)
     )
-    u = cosine + sine
+    u = cosines + sines
     if scanner.receiver.transfer_function is None:
         return u
     still = dataclasses.replace(scanner.tracer, relaxation_time=None)
@@ -244,9 +364,27 @@ def measure(
     """Frames of a measurement between empty frames, and which of them are empty.
 
     `empty` frames without tracer, the frames u, and as many empty ones again: N + 2
-    empty in all. The background drifts linearly from background[0] in the first frame
-    to background[1] in the last; white noise of standard deviation noise_level [unit of
-    u; a number or something that broadcasts to C, V] is added to all of them.
+    empty in all.
+
+    Args:
+      key: of jax.random.
+      u: noise-free signals [N, C, V].
+      background: [2, C, V], unit of u; it drifts linearly from the first in the first
+        frame to the second in the last.
+      noise_level: standard deviation of the white noise in all frames, unit of u; a
+        number or what broadcasts to [C, V].
+      empty: frames at either end.
+
+    Returns:
+      Frames [N + 2 empty, C, V], and a boolean for each: whether it is empty.
+
+    Raises:
+      ValueError: on other shapes, and on values that are complex or not finite.
+
+    Example:
+      >>> frames, empty = measure(jax.random.key(0), jnp.ones((1, 2, 4)), jnp.zeros((2, 2, 4)))
+      >>> frames.shape, empty.tolist()
+      ((3, 2, 4), [True, False, True])
     """
     empty = check_count("empty", empty)
     check_signal("u", u)

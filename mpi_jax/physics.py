@@ -68,6 +68,11 @@ def langevin(z: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*
     Power series below x = 1 (its radius is pi), exponentials above; no sinh or cosh,
     which overflow. Both branches get harmless arguments where the other one holds, so
     that gradients are finite everywhere, 0 included.
+
+    Example:
+      >>> f, q = langevin(jnp.array([0.0, 4.0]))
+      >>> print(f.round(4), q.round(4))
+      [0.3333 0.2687] [-0.0444 -0.0237]
     """
     # Eight terms reach float32's rounding at x = 1, sixteen float64's.
     terms = 16 if z.dtype == jnp.float64 else 8
@@ -91,6 +96,13 @@ def _dtype():
 
 
 def check_model(model: str) -> None:
+    """ValueError unless it is one of MODELS.
+
+    Example:
+      >>> check_model("debye")
+      Traceback (most recent call last):
+      ValueError: model: expected one of ('tensor', 'mpirf'), got 'debye'
+    """
     expect(model in MODELS, "model", f"one of {MODELS}", repr(model))
 
 
@@ -98,6 +110,10 @@ def check_simulation(scanner: Scanner, model: str) -> None:
     """ValueError unless it is one scanner and a model of MODELS.
 
     Warns where filters act on a signal that was not oversampled.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> check_simulation(scanner.paper(8), "tensor")
     """
     check_model(model)
     scanner.check_single()
@@ -119,6 +135,11 @@ def tracer_kernel(
 
     Cores r = (d / median)^3 times the median's volume have moment and beta r times as
     large: <m beta D> = m beta (<r^2 f(r^2 z)> I + <r^4 q(r^2 z)> xi xi^T).
+
+    Example:
+      >>> f, q = tracer_kernel(Tracer(15e-9, diameter_spread=0.1), jnp.array([0.0]))
+      >>> print(f"{f[0]:.4f}")
+      0.3991
     """
     if tracer.diameter_spread is None:
         return langevin(z)
@@ -132,8 +153,8 @@ def tracer_kernel(
         f, q = langevin(r * z)
         return (total[0] + w * r * f, total[1] + w * r * (r * q)), None
 
-    share = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
-    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, share))[0]
+    shares = jnp.asarray(weights / np.sqrt(np.pi), z.dtype)
+    return jax.lax.scan(add, (jnp.zeros_like(z),) * 2, (ratio, shares))[0]
 
 
 def _selection(scanner: Scanner, dtype) -> Float[Array, "P 3"]:
@@ -187,8 +208,24 @@ def response(
 ) -> Float[Array, "C T P"]:
     """Signal of unit concentration in each pixel, for given samples of the drive field.
 
-    drive_field [T, 3] T, drive_rate [T, 3] T/s; the result is in the receiver's scaling.
-    Particles in equilibrium and coils alone: without relaxation and transfer function.
+    Particles in equilibrium and coils alone: without relaxation, low pass and transfer
+    function.
+
+    Args:
+      scanner: one scanner.
+      drive_field: samples of the drive field [T, 3] T.
+      drive_rate: its derivative at the samples [T, 3] T/s.
+      model: one of MODELS.
+
+    Returns [C, T, P], unit as in the receiver's scaling. Raises ValueError on other shapes
+    and models, on numbers that are complex or not finite, on several scanners in one.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(8)
+      >>> field, rate = s.drive_field.field()
+      >>> response(s, field[:5], rate[:5]).shape
+      (2, 5, 64)
     """
     check_model(model)
     scanner.check_single()
@@ -216,7 +253,13 @@ def _response(scanner, drive_field, drive_rate, model):
 
 
 def inner(scanner: Scanner) -> Scanner:
-    """The scanner as it is simulated: sampled finer, with nothing behind the coils."""
+    """The scanner as it is simulated: sampled finer, nothing behind the coils.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> scanner.paper(8).samples, inner(scanner.paper(8)).samples
+      (1632, 3264)
+    """
     receiver, drive = scanner.receiver, scanner.drive_field
     tracer = scanner.tracer
     if filtered(scanner):
@@ -231,7 +274,15 @@ def inner(scanner: Scanner) -> Scanner:
 
 
 def filtered(scanner: Scanner) -> bool:
-    """Whether `receive` does anything: relaxation, transfer function or low-pass."""
+    """Whether `receive` does anything: relaxation, transfer function or low-pass.
+
+    Raises ValueError where it does, on a drive field with a repeated end point (MPIRF's).
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> filtered(scanner.paper(8)), filtered(scanner.mpirf())
+      (True, False)
+    """
     receiver = scanner.receiver
     some = (
         receiver.oversample > 1
@@ -256,6 +307,16 @@ def receive(
     Low-pass: the lowest K bins over the oversampling. Debye relaxation: 1 / (1 + i w
     tau). Then the transfer function. Bins without an own phase (DC and, for an even V,
     the last) are real.
+
+    spectra: unnormalised rfft [..., C, K_inner] of the finely sampled signal. Returns
+    [..., C, K], of scanner.samples samples, in the same unit. Raises ValueError on another
+    number of bins, or numbers that are not finite.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(8)
+      >>> receive(s, jnp.ones((2, inner(s).samples // 2 + 1), complex)).shape
+      (2, 817)
     """
     samples = scanner.samples
     count = samples // 2 + 1
@@ -289,7 +350,17 @@ def receive(
 def pixel_spectra(
     scanner: Scanner, pixels: Int[Array, " N"], model: str = "tensor"
 ) -> Complex[Array, "N C K"]:
-    """Spectrum of unit concentration in each of some pixels, as the receiver has it."""
+    """Spectrum of unit concentration in each of some pixels, as the receiver has it.
+
+    pixels: flat numbers [N] of pixels or voxels, in C order of the grid. Returns the
+    unnormalised rfft [N, C, K], unit as in the receiver's scaling. Raises ValueError on
+    another model, and on several scanners in one.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> pixel_spectra(scanner.paper(8), jnp.array([0, 63])).shape
+      (2, 2, 817)
+    """
     check_model(model)
     scanner.check_single()
     simulated = inner(scanner)
@@ -315,6 +386,11 @@ def block_starts(scanner: Scanner) -> tuple[np.ndarray, int]:
 
     The last block is moved back to end with the period: it repeats some samples instead
     of needing a padded copy.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> block_starts(scanner.paper(8))
+      (array([0]), 1632)
     """
     samples = scanner.samples
     length = min(samples, max(1, _BLOCK // scanner.grid.size))
@@ -327,11 +403,30 @@ def voltage(
     concentration: Float[Array | np.ndarray, "*batch_and_grid"],
     model: str = "tensor",
 ) -> Float[Array, "*batch C V"]:
-    """Voltage of one period for concentrations [..., *grid.shape], without a matrix.
+    """Voltage of one period for concentrations, without a matrix.
 
     For many calls on one scanner build the matrix once (system_matrix.simulate) and use
     system_matrix.forward. Differentiable in everything; the backward pass recomputes
-    the kernel block by block. Raises ValueError on a shape that isn't the grid's.
+    the kernel block by block.
+
+    Args:
+      scanner: one scanner; jax.vmap takes several. A tracer parameter is one number: a
+        map of it over the pixels is refused.
+      concentration: [..., *grid.shape], 1 = the tracer's reference concentration.
+      model: "tensor" or "mpirf".
+
+    Returns:
+      u [..., C, V], unit as in the receiver's scaling.
+
+    Raises:
+      ValueError: on a shape that isn't the grid's, on a concentration that is complex,
+        NaN or infinite (where it is concrete), on another model, and on several scanners
+        in one.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> voltage(scanner.paper(8), np.eye(8)).shape  # 8 x 8 pixels of 1.6 mm
+      (2, 1632)
     """
     check_simulation(scanner, model)
     shape = scanner.grid.shape
@@ -357,10 +452,8 @@ def _voltage(scanner, concentration, model):
 
     @jax.checkpoint
     def block(start):
-        now, change = (
-            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
-        )
-        kernel = _response(scanner, now, change, model)
+        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
+        kernel = _response(scanner, rows[0], rows[1], model)
         flat = kernel.reshape(-1, scanner.grid.size)
         product = matmul(flat, images)
         return product.reshape(*kernel.shape[:2], -1)
@@ -375,7 +468,15 @@ def _voltage(scanner, concentration, model):
 
 
 def spectrum(u: Float[Array, "*batch V"]) -> Array:
-    """Unnormalised rfft over one period, [..., K = V//2 + 1] complex."""
+    """Unnormalised rfft over one period.
+
+    u [..., V] real gives [..., K = V//2 + 1] complex, unit of u. Raises ValueError on
+    complex numbers, and on NaN or infinity where u is concrete.
+
+    Example:
+      >>> print(spectrum(jnp.array([1.0, 0.0, -1.0, 0.0])))
+      [0.+0.j 2.+0.j 0.+0.j]
+    """
     check_signal("u", u)
     return jnp.fft.rfft(u, axis=-1)
 
@@ -383,7 +484,16 @@ def spectrum(u: Float[Array, "*batch V"]) -> Array:
 def signal(
     scanner: Scanner, spectra: Complex[Array, "*batch K"]
 ) -> Float[Array, "*batch V"]:
-    """Inverse of `spectrum` over one period of the scanner."""
+    """Inverse of `spectrum` over one period of the scanner.
+
+    spectra [..., K] gives [..., V = scanner.samples] real, in the same unit. Raises
+    ValueError on another number of bins, and on NaN or infinity where concrete.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> signal(scanner.paper(8), jnp.ones((2, 817), complex)).shape
+      (2, 1632)
+    """
     bins = scanner.samples // 2 + 1
     held = spectra.ndim > 0 and spectra.shape[-1] == bins
     expect(held, "spectra", f"shape [..., {bins}]", list(spectra.shape))

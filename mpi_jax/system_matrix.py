@@ -39,7 +39,21 @@ def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
     """System matrix of a simulated calibration, in one jitted pass.
 
     Written block by block into the result, so that peak memory stays near its size.
-    Units: the receiver's, per unit concentration.
+
+    Args:
+      scanner: one scanner; jax.vmap takes several.
+      model: "tensor" or "mpirf".
+
+    Returns:
+      S [C, V, P], unit as in the receiver's scaling, per unit concentration.
+
+    Raises:
+      ValueError: on another model, and on several scanners in one.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> simulate(scanner.paper(8)).shape
+      (2, 1632, 64)
     """
     physics.check_simulation(scanner, model)
     return _simulate(scanner, model)
@@ -62,10 +76,8 @@ def _simulate(scanner, model):
 
     @jax.checkpoint
     def block(start):
-        now, change = (
-            jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)
-        )
-        return physics.response(scanner, now, change, model)
+        rows = [jax.lax.dynamic_slice_in_dim(a, start, length) for a in (field, rate)]
+        return physics.response(scanner, rows[0], rows[1], model)
 
     def write(matrix, start):
         return jax.lax.dynamic_update_slice_in_dim(
@@ -103,9 +115,27 @@ def simulate_rows(
 ) -> Complex[Array, "M P"]:
     """Selected rows of S^ without the time-domain matrix in memory.
 
-    frequency_selection [C, K] boolean, see `frequency_selection` and `strongest`; the rows come in the
-    order of `select_rows`. Peak memory stays near the result: some voxels at a time are
-    simulated over a whole period and transformed.
+    Peak memory stays near the result: some voxels at a time are simulated over a whole
+    period and transformed.
+
+    Args:
+      scanner: one scanner; jax.vmap takes several.
+      frequency_selection: boolean [C, K], see `frequency_selection` and `strongest`.
+      model: "tensor" or "mpirf".
+
+    Returns:
+      [M, P] complex, in the order of `select_rows`; unit as that of S^.
+
+    Raises:
+      ValueError: on a selection of another shape or of nothing, on another model, and on
+        several scanners in one.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(8)
+      >>> selected = frequency_selection(s, min_frequency=80e3, max_frequency=90e3)
+      >>> simulate_rows(s, selected).shape
+      (12, 64)
     """
     physics.check_simulation(scanner, model)
     frequency_selection = np.asarray(frequency_selection)
@@ -130,8 +160,22 @@ def row_energies(
 ) -> Float[Array, "C K"]:
     """Mean of |S^|^2 over the voxels, for each channel and frequency.
 
-    stride: take every stride-th voxel of each axis only, counted from half a stride, an
-    estimate at a fraction of the cost. Unit: that of u^ squared.
+    Args:
+      scanner: one scanner.
+      model: "tensor" or "mpirf".
+      stride: take every stride-th voxel of each axis only, counted from half a stride,
+        an estimate at a fraction of the cost.
+
+    Returns:
+      [C, K], unit of u^ squared.
+
+    Raises:
+      ValueError: on stride < 1, on another model, and on several scanners in one.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> row_energies(scanner.paper(8), stride=4).shape
+      (2, 817)
     """
     physics.check_simulation(scanner, model)
     stride = check_count("stride", stride)
@@ -170,9 +214,22 @@ def strongest(
     count: int,
     frequency_selection: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Boolean [C, K]: the `count` rows of largest energy, among `frequency_selection` if given.
+    """The rows of largest energy.
 
-    Raises ValueError where there are fewer than that.
+    Args:
+      energies: [C, K], any unit.
+      count: how many.
+      frequency_selection: boolean [C, K], the rows to choose among; None: all.
+
+    Returns:
+      Boolean [C, K].
+
+    Raises:
+      ValueError: where there are fewer than that, and on energies that are not finite.
+
+    Example:
+      >>> strongest(np.array([[1.0, 3.0, 2.0]]), 2).tolist()
+      [[False, True, True]]
     """
     energies = np.asarray(energies)
     check_signal("energies", energies)
@@ -195,11 +252,24 @@ def forward(
     matrix: Inexact[Array | np.ndarray, "*rows P"],
     concentration: Float[Array | np.ndarray, "*batch_and_grid"],
 ) -> Inexact[Array, "*batch_and_rows"]:
-    """Signals of concentrations [..., ny, nx] (or [..., P]) from a cached matrix.
+    """Signals of concentrations from a cached matrix.
 
-    S [C, V, P] gives voltages [..., C, V], rows [M, P] give [..., M], complex as they
-    are. A batch is one matrix product (for complex rows two, real and imaginary part).
-    Raises ValueError where the pixels don't fit the matrix.
+    A batch is one matrix product (for complex rows two, real and imaginary part).
+
+    Args:
+      matrix: S [C, V, P] in time, or rows [M, P], complex as they are.
+      concentration: [..., ny, nx], [..., nz, ny, nx] or [..., P], real.
+
+    Returns:
+      Voltages [..., C, V], or [..., M] from rows; unit of the matrix.
+
+    Raises:
+      ValueError: where the pixels don't fit the matrix, and on a concentration that is
+        complex, NaN or infinite (where it is concrete).
+
+    Example:
+      >>> forward(np.ones((2, 5, 4)), np.ones((3, 2, 2))).shape
+      (3, 2, 5)
     """
     *_, pixels = matrix.shape
     batch, size = concentration.shape, 1
@@ -235,7 +305,21 @@ def _forward(matrix, concentration):
 
 
 def to_frequency(matrix: Float[Array | np.ndarray, "C V P"]) -> Complex[Array, "C K P"]:
-    """Unnormalised rfft of each channel and pixel over the period."""
+    """Unnormalised rfft of each channel and pixel over the period.
+
+    Args:
+      matrix: S [C, V, P].
+
+    Returns:
+      S^ [C, K, P], K = V // 2 + 1; unit of S.
+
+    Raises:
+      ValueError: on a matrix that is complex, NaN or infinite (where it is concrete).
+
+    Example:
+      >>> to_frequency(np.ones((2, 8, 3))).shape
+      (2, 5, 3)
+    """
     check_signal("matrix", matrix)
     return _to_frequency(jnp.asarray(matrix))
 
@@ -254,8 +338,22 @@ def select_rows(
 ) -> Inexact[Array, "*rest"]:
     """Rows for a solver: flatten (channel, frequency) at `axis` - 1, `axis` and select.
 
-    frequency_selection [C, K] boolean. S^ [C, K, P] with axis=1 gives [M, P]; u^ [..., C, K] with
-    axis=-1 gives [..., M]. Both use one row order: frequency fastest, then channel.
+    S^ [C, K, P] with axis=1 gives [M, P]; u^ [..., C, K] with axis=-1 gives [..., M].
+    Both use one row order: frequency fastest, then channel.
+
+    Args:
+      spectra: S^ or u^, any unit.
+      frequency_selection: boolean [C, K].
+      axis: of the frequencies, the channels before it.
+
+    Raises:
+      ValueError: on a selection of another shape or of nothing, and on spectra that are
+        NaN or infinite (where they are concrete).
+
+    Example:
+      >>> selected = np.array([[False, True, True], [False, False, True]])
+      >>> print(select_rows(np.arange(6.0).reshape(2, 3) + 0j, selected).real)
+      [1. 2. 5.]
     """
     check_finite("spectra", spectra)
     spectra = jnp.asarray(spectra)
@@ -287,9 +385,25 @@ def _check_selection(
 def frequency_selection(
     scanner: Scanner, *, min_frequency: float = 0.0, max_frequency: float = np.inf
 ) -> np.ndarray:
-    """Boolean [C, K]: rfft bins from min_frequency to max_frequency [Hz], without DC.
+    """Which frequencies of all channels lie in a band, without DC.
 
-    A periodic signal induces no DC. Raises ValueError where nothing is left.
+    A periodic signal induces no DC.
+
+    Args:
+      scanner: whose channels and rfft bins they are.
+      min_frequency, max_frequency: ends of the band, both in it [Hz].
+
+    Returns:
+      Boolean [C, K].
+
+    Raises:
+      ValueError: where nothing is left.
+
+    Example:
+      >>> from mpi_jax import scanner
+      >>> selected = frequency_selection(scanner.paper(8), min_frequency=80e3)
+      >>> selected.shape, int(selected.sum())
+      ((2, 817), 1528)
     """
     f = scanner.frequencies()
     selected = (f >= min_frequency) & (f <= max_frequency) & (f > 0)

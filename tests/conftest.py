@@ -26,6 +26,7 @@ import fcntl  # noqa: E402
 import pathlib  # noqa: E402
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("support")
@@ -121,3 +122,11 @@ def calibrated_config(calibrated_folder):
     from support import calibrated_scanner
 
     return calibrated_scanner.config_of(calibrated_folder)
+
+
+@pytest.fixture
+def unannotated():
+    """Without the tests' type checker: users have none, and meet the checks alone."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

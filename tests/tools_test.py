@@ -4,8 +4,7 @@ import sys
 
 from support.programs import load
 
-from mpi_jax import configs
-from mpi_jax.cli import arguments, parser
+from mpi_jax.cli.main import read
 
 
 def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
@@ -13,24 +12,23 @@ def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
     table = load("table")
     commands = []
 
-    def record(*words):
-        options, rest = parser._parser().parse_known_args([str(word) for word in words])
-        commands.append((options, rest))
+    def record(verb, *words):
+        commands.append((verb, read(verb, [str(word) for word in words])))
 
     monkeypatch.setattr(table, "mpi_jax", record)
     words = ["--table", "paper", "--workdir", tmp_path, "--rows", "dual", "unet"]
     words += ["--seeds", 3, 4, "--num", 60, "--methods", "tv", "--steps", 7]
     monkeypatch.setattr(sys, "argv", ["table.py", *map(str, words)])
     table.main()
-    *trains, evaluate, report = commands
+    verbs, options = zip(*commands, strict=True)
+    assert verbs == (*["train"] * 4, "evaluate", "report")
+    *trains, evaluate, report = options
     runs = [tmp_path / f"{row}_{seed}" for seed in (3, 4) for row in ("dual", "unet")]
-    assert [made.workdir for made, _ in trains] == runs
-    assert [made.config for made, _ in trains] == ["paper", "paper_unet"] * 2
-    for (made, rest), seed in zip(trains, (3, 3, 4, 4), strict=True):
-        assert made.verb == "train" and made.resume
-        changed = arguments.fields(configs.get(made.config), rest, "train")
-        assert (changed.seed, changed.steps) == (seed, 7)
-    assert [evaluate[0].workdir, *evaluate[0].runs] == runs
-    assert (evaluate[0].num, evaluate[0].methods) == (60, ["tv"])
-    assert (report[0].verb, report[0].workdir) == ("report", runs[0])
-    assert not evaluate[1] and not report[1]
+    assert [train.workdir for train in trains] == runs
+    assert [train.config for train in trains] == ["paper", "paper_unet"] * 2
+    for train, seed in zip(trains, (3, 3, 4, 4), strict=True):
+        assert train.resume
+        assert (train.overrides.seed, train.overrides.steps) == (seed, 7)
+    assert [evaluate.workdir, *evaluate.runs] == runs
+    assert (evaluate.num, evaluate.methods) == (60, ("tv",))
+    assert report.workdir == runs[0]

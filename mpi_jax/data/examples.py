@@ -119,7 +119,8 @@ def draw(
     pair = jnp.broadcast_to(jnp.asarray(snr_db, jnp.float32), (2,))
     key = jax.random.key(_NOISE_SEED) if key is None else key
     number = phantoms.SPLITS.index(split)
-    drawn = draw_pictures(number, start, size, forward.scanner.grid, families)
+    # All six arguments as in `stream`: one traced and compiled program for both.
+    drawn = draw_pictures(number, start, size, forward.scanner.grid, families, None)
     return _observe(forward, drawn, start, pair, key)
 
 

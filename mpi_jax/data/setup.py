@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,14 @@ from mpi_jax.data.examples import draw
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.reconstruct import spectral
 
-PRESETS: dict[str, Callable[[int], scanner.Scanner]] = {
+
+class Preset(Protocol):
+    """A scanner by the pixels of its side and how finely it is sampled inside."""
+
+    def __call__(self, pixels: int, /, *, oversample: int) -> scanner.Scanner: ...
+
+
+PRESETS: dict[str, Preset] = {
     "paper": scanner.paper,
     "open_mpi_2d": scanner.open_mpi_2d,
 }

@@ -65,7 +65,8 @@ def training_pictures(
     elif devices == 1:
 
         def read_or_draw(start):
-            one = draw_pictures(0, start[0], size, grid, families, images)
+            # A Python integer as in `examples.draw`: the same compiled program.
+            one = draw_pictures(0, int(start[0]), size, grid, families, images)
             return jax.tree.map(lambda a: a[None], one)
 
     else:

@@ -92,7 +92,16 @@ def _bank(curved: bool) -> np.ndarray:
 
 
 def strokes(start, end, radius, owner, visible, thickest) -> Proposal:
-    """Strokes with ends [items, 2] and radius [items, 2] at them."""
+    """Strokes with ends [items, 2] and radius [items, 2] at them.
+
+    Lengths in units of the field of view. owner [items]: number of the object it belongs
+    to; visible [items]: boolean; thickest [items] or a number: 0 for flat ones.
+
+    Example:
+      >>> ends, radius = jnp.zeros((1, 2)), jnp.full((1, 2), 0.5)
+      >>> strokes(ends, ends + 1, radius, jnp.arange(1), radius[:, 0] > 0, 0.0).upper
+      Array([[1.5, 1.5]], dtype=float32)
+    """
     items = Stroke(
         start, end - start, radius, jnp.broadcast_to(thickest, (len(start),))
     )

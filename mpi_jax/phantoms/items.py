@@ -195,7 +195,16 @@ def turned(points, angle):
 
 
 def polygons(corners, wall, visible) -> Proposal:
-    """Convex polygons from 3 or 4 corners [objects, corners, 2], counter-clockwise."""
+    """Convex polygons from 3 or 4 corners [objects, corners, 2], counter-clockwise.
+
+    Lengths in units of the field of view. wall [objects]: thickness, large for filled
+    ones; visible [objects]: boolean.
+
+    Example:
+      >>> corners = jnp.array([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+      >>> polygons(corners, jnp.ones(1), jnp.ones(1, bool)).upper.tolist()
+      [[1.0, 1.0]]
+    """
     edge = jnp.roll(corners, -1, axis=1) - corners
     normal = jnp.stack([edge[..., 1], -edge[..., 0]], axis=-1)
     normal /= jnp.linalg.norm(normal, axis=-1, keepdims=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from mpi_jax._checks import expect, is_integer
 from mpi_jax.scanner import Grid
 
 # Concentration of a filled voxel of the shape and the resolution phantom [mmol(Fe)/L].
@@ -54,11 +55,21 @@ def phantom(
     many more as keep the lines within 1/16 mm; an even number, for the faces lie where
     an odd one puts its lines.
 
-    Raises ValueError on an unknown name, on an odd supersampling or one below 2, and on
-    any for the exact `concentration`.
+    Args:
+      name: one of PHANTOMS: shape (the cone), resolution (tubes), concentration (cubes).
+      grid: of pixels or voxels.
+      supersampling: lines along y and z in a voxel.
+
+    Raises:
+      ValueError: on an unknown name, on an odd supersampling or one below 2, and on any
+        for the exact `concentration`.
+
+    Example:
+      >>> grid = Grid((5, 5, 5), (25e-3, 25e-3, 25e-3))
+      >>> phantom("shape", grid, supersampling=2).shape
+      (5, 5, 5)
     """
-    if name not in PHANTOMS:
-        raise ValueError(f"name: expected one of {', '.join(PHANTOMS)}; got {name!r}")
+    expect(name in PHANTOMS, "name", f"one of {', '.join(PHANTOMS)}", repr(name))
     # From the numbers themselves: the grid's own axes may be float32.
     counts = grid.counts
     centre, extent = (np.asarray(a, float) for a in (grid.centre, grid.field_of_view))
@@ -67,20 +78,21 @@ def phantom(
         for c, size, n in zip(centre, extent, counts, strict=True)
     ]
     if name == "concentration":
-        if supersampling is not None:
-            raise ValueError(
-                "supersampling: expected None for the concentration phantom, whose "
-                f"cubes are exact; got {supersampling}"
-            )
+        expect(
+            supersampling is None,
+            "supersampling",
+            "None for the concentration phantom, whose cubes are exact",
+            supersampling,
+        )
         volume = _cubes(*edges)
     else:
         if supersampling is None:
             widest = np.max(extent / np.array(counts))
             supersampling = max(16, 2 * int(np.ceil(8e3 * widest * (1 - 1e-6))))
-        elif supersampling < 2 or supersampling % 2:
-            raise ValueError(
-                f"supersampling: expected an even number >= 2, got {supersampling}"
-            )
+        even = (
+            is_integer(supersampling) and supersampling >= 2 and not supersampling % 2
+        )
+        expect(even, "supersampling", "an even number >= 2", supersampling)
         volume = FILLING * _filled(_CONVEX[name], edges, supersampling)
     volume = volume[:, ::-1]  # row 0 at the largest y
     return volume if len(grid.shape) == 3 else volume[0]

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
+from mpi_jax._checks import check_count, expect
 from mpi_jax.phantoms import open_mpi
 from mpi_jax.scanner import Grid
 
@@ -210,6 +211,13 @@ def colonise(
     node within `kill` go. Parents come before their children; the root is its own.
     Space colonisation (Runions et al. 2007), for vessels as in arXiv 2306.10941. Until
     an attractor is within influence the tree grows towards the nearest one.
+
+    Args: positions and lengths in one unit of any kind.
+
+    Example:
+      >>> nodes, parents = colonise(np.array([[0.0, 0.1]]), np.zeros(2), step=0.03)
+      >>> parents.tolist()
+      [0, 0, 1, 2]
     """
     nodes, parents = [np.asarray(root, float)], [0]
     left = np.asarray(attractors, float)
@@ -244,7 +252,16 @@ def colonise(
 
 
 def murray_radii(parents: Int[np.ndarray, " N"], tip: float) -> Float[np.ndarray, " N"]:
-    """Radii of a tree by Murray's law, r^3 = sum of the children's r^3; tips have `tip`."""
+    """Radii [N] of a tree by Murray's law, r^3 = sum of the children's r^3.
+
+    Args:
+      parents: of each node, as `colonise` gives them.
+      tip: radius of the tips, any unit; the result has it, too.
+
+    Example:
+      >>> murray_radii(np.array([0, 0, 0]), 1.0).round(2).tolist()
+      [1.26, 1.0, 1.0]
+    """
     cubes = np.zeros(len(parents))
     for node in range(len(parents) - 1, 0, -1):
         cubes[node] = cubes[node] or tip**3
@@ -312,15 +329,25 @@ def _open_mpi(rng: Rng, shape: tuple[int, int], half: np.ndarray, name: str) -> 
 
 
 def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Image:
-    """One picture of a name of NAMES: mean concentration of each pixel, [0, 1].
+    """One picture: mean concentration of each pixel [ny, nx], in [0, 1].
 
-    Half of them reach 1, the others a level between 0.2 and 1. Raises ValueError on
-    other names and on grids that aren't images.
+    Half of them reach 1, the others a level between 0.2 and 1.
+
+    Args:
+      key: of jax.random.
+      grid: of an image; field_of_view [m].
+      name: one of NAMES.
+
+    Raises:
+      ValueError: on other names and on grids that aren't images.
+
+    Example:
+      >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
+      >>> sample(jax.random.key(0), grid, "star").shape
+      (8, 8)
     """
-    if name not in NAMES:
-        raise ValueError(f"name: expected one of {', '.join(NAMES)}; got {name!r}")
-    if len(grid.shape) != 2:
-        raise ValueError(f"grid.shape: expected (ny, nx), got {grid.shape}")
+    expect(name in NAMES, "name", f"one of {', '.join(NAMES)}", repr(name))
+    expect(len(grid.shape) == 2, "grid.shape", "(ny, nx)", grid.shape)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     level = 1.0 if rng.random() < 0.5 else rng.uniform(0.2, 1)
     sides = np.asarray(grid.field_of_view, float)[:2]
@@ -337,9 +364,25 @@ def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Imag
 
 
 def batch(name: str, count: int, grid: Grid) -> Float[np.ndarray, "count ny nx"]:
-    """Pictures 0 ... count - 1 of a name, the same on every grid; float32."""
-    if name not in NAMES:
-        raise ValueError(f"name: expected one of {', '.join(NAMES)}; got {name!r}")
-    root = jax.random.key(NAMES.index(name), impl="threefry2x32")
-    keys = (jax.random.fold_in(root, i) for i in range(count))
+    """Pictures 0 ... count - 1 of a name, the same on every grid; float32.
+
+    Args:
+      name: one of NAMES.
+      count: how many, at least 1.
+      grid: of an image; field_of_view [m].
+
+    Returns:
+      Concentrations [count, ny, nx] in [0, 1].
+
+    Raises:
+      ValueError: on other names, counts and grids.
+
+    Example:
+      >>> batch("blobs", 2, Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))).shape
+      (2, 8, 8)
+    """
+    expect(name in NAMES, "name", f"one of {', '.join(NAMES)}", repr(name))
+    count = check_count("count", count)
+    own = jax.random.key(NAMES.index(name), impl="threefry2x32")
+    keys = (jax.random.fold_in(own, i) for i in range(count))
     return np.stack([sample(k, grid, name) for k in keys]).astype(np.float32)

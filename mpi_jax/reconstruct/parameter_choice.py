@@ -1,6 +1,6 @@
 """The regularisation parameter from the data: L-curve, discrepancy."""
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,7 @@ from mpi_jax._linalg import norm
 from mpi_jax.reconstruct import operators
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LCurve:
+class LCurve(NamedTuple):
     """Residual norms, solution norms, curvature [..., L] and the corner's index [...].
 
     The curvature is that of (log residual, log solution); the ends have none, -inf.

@@ -73,7 +73,12 @@ def _register(cls):
 
 
 def array(values):
-    """A list of numbers in float64, or of tracers as a traced array."""
+    """A list of numbers in float64, or of tracers as a traced array.
+
+    Example:
+      >>> array([1, 2])
+      array([1., 2.])
+    """
     traced = any(isinstance(v, jax.core.Tracer) for v in values)
     return jnp.stack(values) if traced else np.asarray(values, np.float64)
 

@@ -60,6 +60,17 @@ class Tracer:
     the number of cores, whose median is core_diameter; None: one size. The mean over it
     takes `diameter_nodes` Gauss-Hermite nodes (16: 2e-7 at spread 0.2, 4e-4 at 0.4).
     relaxation_time [s]: Debye's, tau dM/dt = M_equilibrium - M; None: no relaxation.
+
+    Numbers, one of each; jax.vmap makes several tracers of stacked ones. A number that
+    only makes sense in another unit is refused with the number that was probably meant.
+
+    Example:
+      >>> tracer = Tracer(core_diameter=30e-9)
+      >>> f"{tracer.beta:.1f} 1/T"
+      '2794.3 1/T'
+      >>> Tracer(core_diameter=30)
+      Traceback (most recent call last):
+      ValueError: Tracer.core_diameter: expected metres [m], between 1e-10 and 1e-06, got 30; did you mean 30e-9?
     """
 
     core_diameter: Scalar = 30e-9
@@ -124,6 +135,11 @@ class DriveField:
     Neighbouring dividers make a Lissajous path; (102, 102 * n, 0) with waveform
     ("sine", "triangle", "sine") a Cartesian one: n fast lines a slow period, evenly
     spaced, up and down again.
+
+    Example:
+      >>> drive = DriveField((12e-3, 12e-3, 0.0), (102, 96, 0))
+      >>> drive.samples
+      1632
     """
 
     amplitude: Vector
@@ -177,13 +193,23 @@ class DriveField:
         """Phase of sample n on each axis without the start phase, [V, 3] turns.
 
         From integers: 2 pi f t with a float32 time is wrong by 1e-5 and more.
+
+        Example:
+          >>> print(DriveField((12e-3, 0.0, 0.0), (4, 0, 0)).turns()[:, 0])
+          [0.   0.25 0.5  0.75]
         """
         n = np.arange(self.samples)[:, None]
         period = self.oversampling * np.array([d or 1 for d in self.divider])
         return (n % period) / period
 
     def field(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
-        """Drive field [V, 3] T and its time derivative [V, 3] T/s over one period."""
+        """Drive field [V, 3] T and its time derivative [V, 3] T/s over one period.
+
+        Example:
+          >>> field, rate = DriveField((12e-3, 0.0, 0.0), (4, 0, 0)).field()
+          >>> (1e3 * field[:, 0]).round(3).tolist()
+          [0.0, 12.0, 0.0, -12.0]
+        """
         angle = 2 * np.pi * self.turns()
         driven = np.array([n > 0 for n in self.divider])
         sine, cosine = jnp.asarray(np.sin(angle)), jnp.asarray(np.cos(angle))
@@ -213,6 +239,11 @@ class SelectionField:
 
     gradient [3, 3] T/m, symmetric and free of divergence (trace 0); offset [3] T.
     diag(-g, g, 0) has a field-free line along z. Offsets shift the scanned patch.
+
+    Example:
+      >>> field = SelectionField(np.diag([-1.0, -1.0, 2.0]))
+      >>> print(field.offset)
+      [0. 0. 0.]
     """
 
     gradient: Matrix
@@ -245,7 +276,12 @@ class Receiver:
     transfer_function [C, K] complex: u^ is multiplied by it; None: 1.
     oversample: simulate at that multiple of the sampling rate and keep the frequencies
     up to half the sampling rate (an ideal low-pass); 1 samples the signal as it is, and
-    harmonics beyond fold back.
+    harmonics beyond fold back. V stays DriveField.samples, whatever it is.
+
+    Example:
+      >>> coils = Receiver(np.eye(2, 3), oversample=2)  # x and y
+      >>> coils.scaling
+      'moment'
     """
 
     sensitivity: Float[Array | np.ndarray, "*batch_and_map"]
@@ -272,7 +308,19 @@ class Receiver:
 
 @pytree
 class Scanner:
-    """Everything that turns a concentration on a grid into a voltage."""
+    """Everything that turns a concentration on a grid into a voltage.
+
+    Example:
+      >>> s = Scanner(
+      ...     Tracer(),
+      ...     DriveField((12e-3, 12e-3, 0.0), (102, 96, 0)),
+      ...     SelectionField(np.diag([-1.0, -1.0, 2.0])),
+      ...     Receiver(np.eye(2, 3), oversample=2),
+      ...     Grid((8, 8), (24e-3, 24e-3, 1e-3)),
+      ... )
+      >>> s.channels, s.samples
+      (2, 1632)
+    """
 
     tracer: Tracer
     drive_field: DriveField
@@ -314,6 +362,19 @@ class Scanner:
 
         Several go through jax.vmap, where each is one. Tracer parameters are numbers:
         maps over the voxels are not supported.
+
+        Example:
+          >>> several = Tracer(core_diameter=np.array([20e-9, 30e-9]))
+          >>> s = Scanner(
+          ...     several,
+          ...     DriveField((12e-3, 12e-3, 0.0), (102, 96, 0)),
+          ...     SelectionField(np.diag([-1.0, -1.0, 2.0])),
+          ...     Receiver(np.eye(2, 3)),
+          ...     Grid((8, 8), (24e-3, 24e-3, 1e-3)),
+          ... )
+          >>> s.check_single()
+          Traceback (most recent call last):
+          ValueError: Tracer.core_diameter: expected a number, of one scanner (jax.vmap takes several), got shape (2,)
         """
         drive, coils, grid = self.drive_field, self.receiver, self.grid
         parts: list[tuple[object, str, tuple[int, ...]]] = [
@@ -330,7 +391,8 @@ class Scanner:
             expect(
                 value is None or np.shape(value) == shape,
                 f"{type(part).__name__}.{name}",
-                f"shape {shape}, of one scanner (jax.vmap takes several)",
+                f"{f'shape {shape}' if shape else 'a number'}, of one scanner "
+                "(jax.vmap takes several)",
                 f"shape {np.shape(value)}",
             )
         shape, transfer = np.shape(coils.sensitivity), coils.transfer_function
@@ -363,6 +425,12 @@ class Scanner:
 
         Raises ValueError where the selection field vanishes along a line; a gradient
         that is traced (jit, grad) can't be looked at, and then gives infinite numbers.
+
+        Example:
+          >>> from mpi_jax import scanner
+          >>> position, velocity = scanner.paper(8).field_free_point()
+          >>> f"{1e3 * position[:, 0].max():.1f} mm"
+          '6.4 mm'
         """
         self.check_field_free_point()
         field, rate = self.drive_field.field()
@@ -371,7 +439,13 @@ class Scanner:
         return -(field + offset) @ inverse.T, -rate @ inverse.T
 
     def frequencies(self) -> np.ndarray:
-        """Frequency of each rfft bin [K] Hz."""
+        """Frequency of each rfft bin [K] Hz, K = V // 2 + 1.
+
+        Example:
+          >>> from mpi_jax import scanner
+          >>> f"{scanner.paper(8).frequencies()[-1] / 1e6:.2f} MHz"
+          '1.25 MHz'
+        """
         return np.fft.rfftfreq(self.samples, 1 / float(self.drive_field.sampling_rate))
 
 
@@ -381,6 +455,11 @@ class CalibratedScanner:
 
     Stands for a Scanner where the signals come from a measured system matrix. Tracer,
     fields and coils are not known. sampling_rate [Hz].
+
+    Example:
+      >>> s = CalibratedScanner(Grid((8, 8), (24e-3, 24e-3, 1e-3)), 2, 1632, 2.5e6)
+      >>> s.frequencies().shape
+      (817,)
     """
 
     grid: Grid

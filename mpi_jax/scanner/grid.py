@@ -26,6 +26,11 @@ class Grid:
 
     field_of_view [3] (x, y, z) m, edge to edge (z: slice thickness of an image),
     centre [3] m. Pixel centres lie at (i + 1/2) * pitch from the edge.
+
+    Example:
+      >>> grid = Grid((4, 8), (16e-3, 8e-3, 1e-3))
+      >>> grid.size, grid.counts
+      (32, (8, 4, 1))
     """
 
     shape: tuple[int, ...] = static()
@@ -61,7 +66,13 @@ class Grid:
         return jnp.asarray(self.field_of_view) / np.array(self.counts)
 
     def axes(self) -> tuple[Array, Array, Array]:
-        """x of each column, y of each row, z of each slice [m]; y falls with the row."""
+        """x of each column, y of each row, z of each slice [m]; y falls with the row.
+
+        Example:
+          >>> x, y, z = Grid((2, 2), (2e-3, 2e-3, 1e-3)).axes()
+          >>> print(x, y)
+          [-0.0005  0.0005] [ 0.0005 -0.0005]
+        """
         x, y, z = (
             centre + (np.arange(n) + 0.5 - n / 2) * pitch
             for n, pitch, centre in zip(
@@ -71,7 +82,12 @@ class Grid:
         return x, y[::-1], z
 
     def positions(self) -> Float[Array, "P 3"]:
-        """Pixel centres [m], flat in the order of `image.reshape(-1)`."""
+        """Pixel centres [P, 3] m, flat in the order of `image.reshape(-1)`.
+
+        Example:
+          >>> Grid((2, 3), (3e-3, 2e-3, 1e-3)).positions().shape
+          (6, 3)
+        """
         x, y, z = self.axes()
         zz, yy, xx = jnp.meshgrid(z, y, x, indexing="ij")
         return jnp.stack([xx, yy, zz], axis=-1).reshape(-1, 3)
@@ -82,6 +98,11 @@ class Grid:
         For phantoms: a signal from a finer grid than the reconstruction's is no inverse
         crime. In "moment" scaling each pixel counts by its value, whatever its size, so
         signals of a refined grid are factor^(number of axes) larger; "si" is per volume.
+        Raises ValueError unless factor is an integer >= 1.
+
+        Example:
+          >>> Grid((2, 3), (3e-3, 2e-3, 1e-3)).refined(2).shape
+          (4, 6)
         """
         factor = check_count("factor", factor)
         shape = tuple(factor * n for n in self.shape)
@@ -90,7 +111,15 @@ class Grid:
     def average(
         self, fine: Float[Array | np.ndarray, "*batch_and_fine_grid"]
     ) -> Float[Array, "*batch_and_grid"]:
-        """Mean of each pixel of images [..., *shape] on a refined grid of this one."""
+        """Mean of each pixel of images [..., *fine shape] on a refined grid of this one.
+
+        Returns [..., *shape]. Raises ValueError on axes that are not multiples of this
+        grid's, and on images that are complex, NaN or infinite.
+
+        Example:
+          >>> print(Grid((1, 2), (2e-3, 1e-3, 1e-3)).average(np.ones((2, 4))))
+          [[1. 1.]]
+        """
         n = len(self.shape)
         batch, axes = fine.shape[: fine.ndim - n], fine.shape[fine.ndim - n :]
         expect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
@@ -45,6 +45,10 @@ class MPIRFDriveField(DriveField):
     """MPIRF's sampling: the period plus its repeated end point, phases with pi = 3.1416.
 
     Only for comparison with files of that simulator.
+
+    Example:
+      >>> MPIRFDriveField((12e-3, 12e-3, 0.0), (102, 96, 0)).samples
+      1633
     """
 
     @property
@@ -65,28 +69,42 @@ class MPIRFDriveField(DriveField):
 def _shape(shape: Any, axes: int) -> tuple[int, ...]:
     if is_integer(shape):
         return (int(shape),) * axes
-    wrong = f"an integer or a tuple of {axes} integers"
-    expect(np.ndim(shape) == 1 and len(shape) == axes, "shape", wrong, repr(shape))
-    return tuple(shape)
+    form = f"an integer or a tuple of {axes} integers"
+    expect(np.ndim(shape) == 1 and len(shape) == axes, "shape", form, repr(shape))
+    return tuple(check_count("shape", n) for n in shape)
 
 
 def paper(
-    shape: int | tuple[int, int] = 128,
+    shape: SupportsIndex | tuple[SupportsIndex, ...] = 128,
     *,
     amplitude: Scalar = 12.8e-3,
     gradient: Scalar = 2.0,
     field_of_view: Scalar = 12.8e-3,
     phase: Scalar = 0.0,
     tracer: Tracer | None = None,
-    oversample: int = 2,
+    oversample: SupportsIndex = 2,
 ) -> Scanner:
     """The dual-task TransGAN paper's scan: 12.8 x 12.8 mm, 2 x 1632 samples.
 
     The paper fixes the field of view, the Lissajous path and the signal length; only
-    the ratio amplitude / gradient = 6.4 mm follows from it. amplitude [T], gradient
-    [T/m] along x and y and field_of_view [m] default to the values nearest to those of
-    the paper's simulator MPIRF, the tracer to MPIRF's (30 nm, 8e5 A/m, 20 C). A Bruker
-    scanner reaches amplitude=8e-3, gradient=1.25 and amplitude=6.4e-3, gradient=1.0.
+    the ratio amplitude / gradient = 6.4 mm follows from it. The defaults are nearest to
+    those of the paper's simulator MPIRF. A Bruker scanner reaches amplitude=8e-3,
+    gradient=1.25 and amplitude=6.4e-3, gradient=1.0.
+
+    Args:
+      shape: pixels (ny, nx), or one integer for both.
+      amplitude: of the drive fields along x and y [T].
+      gradient: of the selection field along x and y [T/m]; z has twice of it.
+      field_of_view: side of the image, edge to edge [m].
+      phase: of the drive fields [turns], 0: sine, 1/4: cosine.
+      tracer: None for MPIRF's (30 nm, 8e5 A/m, 20 C).
+      oversample: see Receiver; at 1 harmonics beyond 1.25 MHz fold back, 3.3 % of the
+        system matrix.
+
+    Example:
+      >>> s = paper(64)
+      >>> s.channels, s.samples, s.grid.shape
+      (2, 1632, (64, 64))
     """
     return Scanner(
         tracer=tracer or Tracer(),
@@ -98,7 +116,9 @@ def paper(
         selection_field=SelectionField(
             array([-gradient, -gradient, 2 * gradient])[:, None] * np.eye(3)
         ),
-        receiver=Receiver(np.eye(2, 3), oversample=oversample),
+        receiver=Receiver(
+            np.eye(2, 3), oversample=check_count("oversample", oversample)
+        ),
         grid=Grid(_shape(shape, 2), (field_of_view, field_of_view, 1e-3)),
     )
 
@@ -113,10 +133,21 @@ def mpirf(
 ) -> Scanner:
     """The MPIRF simulator's scanner with its own grid, samples and rounded constants.
 
-    amplitude [T] (x, y) is given as to MPIRF, which swaps the two axes; gradient [T/m]
-    is not swapped. Pixels are 0.1 mm, centred on nodes from edge to edge, 1633 samples.
+    Pixels are 0.1 mm, centred on nodes from edge to edge, 1633 samples, not oversampled.
     Use with model="mpirf" to compare with files of that simulator; for anything else
     take `paper`. Source: XiaoYaoNet/MPIRF, ScannerBase.py, commit ab79bf5 (MIT).
+
+    Args:
+      amplitude: (x, y) [T] as given to MPIRF, which swaps the two axes.
+      gradient: (x, y) [T/m], not swapped.
+      core_diameter: [m].
+      saturation_magnetisation: [A/m].
+      temperature: [K].
+
+    Example:
+      >>> s = mpirf(amplitude=(1.6e-3, 1.6e-3))
+      >>> s.samples, s.grid.shape
+      (1633, (17, 17))
     """
     ax, ay = amplitude[::-1]
     u0 = _MPIRF_VACUUM_PERMEABILITY
@@ -153,13 +184,29 @@ def circular_coil(
     radius: float,
     centre: Vector,
     axis: Vector,
-    segments: int = 256,
+    segments: SupportsIndex = 256,
 ) -> Float[np.ndarray, "3 P"]:
     """Sensitivity [3, P] T/A of one circular turn at the grid's pixels (Biot-Savart).
 
-    radius and centre [3] in m, axis [3]: direction of the coil's normal. Sums straight
-    pieces of wire on the host in float64; stack the maps of C coils for a Receiver. On
-    its axis a turn makes mu0 R^2 / (2 (R^2 + z^2)^(3/2)).
+    Sums straight pieces of wire on the host in float64; stack the maps of C coils for a
+    Receiver. On its axis a turn makes mu0 R^2 / (2 (R^2 + z^2)^(3/2)).
+
+    Args:
+      grid: whose pixel centres they are.
+      radius: of the turn [m].
+      centre: of the turn [3] m.
+      axis: direction of its normal [3], of any length but 0.
+      segments: pieces of wire, at least 3.
+
+    Raises:
+      ValueError: on a radius that isn't positive or looks like millimetres, fewer
+        segments, or an axis of zeros.
+
+    Example:
+      >>> grid = Grid((4, 4), (12e-3, 12e-3, 1e-3))
+      >>> coil = circular_coil(grid, radius=0.05, centre=(0, 0, 0), axis=(0, 0, 1))
+      >>> coil.shape
+      (3, 16)
     """
     check_positive("radius", radius)
     LENGTH.check("radius", radius)
@@ -188,38 +235,58 @@ _PERIMAG = Tracer(30e-9, 0.6 / VACUUM_PERMEABILITY, 293.15)
 
 
 def open_mpi_2d(
-    shape: int | tuple[int, int] = 37,
+    shape: SupportsIndex | tuple[SupportsIndex, ...] = 37,
     *,
     field_of_view: tuple[float, float, float] = (37e-3, 37e-3, 0.5e-3),
     tracer: Tracer = _PERIMAG,
-    oversample: int = 2,
+    oversample: SupportsIndex = 2,
 ) -> Scanner:
     """Open MPI Data's preclinical Bruker scanner, 2D sequence, receive channels x and y.
 
     12 mT, (-1, -1, 2) T/m, 2.5 MHz / (102, 96), cosine phase (Knopp et al. 2020, Data in
     Brief 28:104971). The grid defaults to one slice of calibration 5 (37 x 37 of 1 mm).
+
+    Args:
+      shape: pixels (ny, nx), or one integer for both.
+      field_of_view: (x, y, slice) [m].
+      tracer: perimag by default, with a core size that is not documented.
+      oversample: see Receiver.
+
+    Example:
+      >>> open_mpi_2d(19).grid.shape
+      (19, 19)
     """
     return Scanner(
         tracer=tracer,
         drive_field=DriveField((12e-3, 12e-3, 0.0), (102, 96, 0), (0.25, 0.25, 0.0)),
         selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
-        receiver=Receiver(np.eye(2, 3), oversample=oversample),
+        receiver=Receiver(
+            np.eye(2, 3), oversample=check_count("oversample", oversample)
+        ),
         grid=Grid(_shape(shape, 2), field_of_view),
     )
 
 
 def open_mpi_3d(
-    shape: int | tuple[int, int, int] = 19,
+    shape: SupportsIndex | tuple[SupportsIndex, ...] = 19,
     *,
     field_of_view: tuple[float, float, float] = (38e-3, 38e-3, 19e-3),
     tracer: Tracer = _PERIMAG,
-    oversample: int = 2,
+    oversample: SupportsIndex = 2,
 ) -> Scanner:
-    """Open MPI Data's 3D sequence: third axis at 2.5 MHz / 99, three channels."""
+    """Open MPI Data's 3D sequence: third axis at 2.5 MHz / 99, three channels.
+
+    Args: as `open_mpi_2d`, with shape (nz, ny, nx) or one integer for all three.
+
+    Example:
+      >>> s = open_mpi_3d(5)
+      >>> s.channels, s.samples
+      (3, 53856)
+    """
     return Scanner(
         tracer=tracer,
         drive_field=DriveField((12e-3, 12e-3, 12e-3), (102, 96, 99), (0.25,) * 3),
         selection_field=SelectionField(np.diag([-1.0, -1.0, 2.0])),
-        receiver=Receiver(np.eye(3), oversample=oversample),
+        receiver=Receiver(np.eye(3), oversample=check_count("oversample", oversample)),
         grid=Grid(_shape(shape, 3), field_of_view),
     )

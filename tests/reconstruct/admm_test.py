@@ -10,7 +10,7 @@ import pytest
 from support.rejects import assert_rejects
 from support.spectral_systems import nnls, system
 
-from mpi_jax.reconstruct import admm, spectral
+from mpi_jax.reconstruct import admm, parameter_choice, spectral
 
 
 # Rank 24 of 24 or 40 voxels uses the resolvent; rank 24 of 60 the two thin products.
@@ -244,3 +244,23 @@ def test_solvers_reject():
             "start": [lambda: nonnegative(basis, u, iterations=1, start=u[0])],
         }
     )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_measurements_and_images_that_are_not_finite(bad):
+    rng = np.random.default_rng(3)
+    basis = spectral.spectral_basis(rng.standard_normal((9, 4)))
+    u = jnp.asarray(np.where(np.arange(9) == 2, bad, 1.0))
+    for door in (
+        lambda: spectral.project(basis, u),
+        lambda: spectral.tikhonov(basis, u, 1e-3),
+        lambda: spectral.estimate_noise(basis, u),
+        lambda: admm.nonnegative(basis, u, iterations=1),
+        lambda: admm.total_variation(basis, u, (2, 2), lam_tv=1e-3, iterations=1),
+        lambda: parameter_choice.norms(np.ones((9, 4)), u, jnp.ones((1, 4))),
+    ):
+        with pytest.raises(ValueError, match="u: expected finite numbers"):
+            door()
+    start = jnp.full(4, bad)
+    with pytest.raises(ValueError, match="start: expected finite numbers"):
+        admm.nonnegative(basis, jnp.ones(9), iterations=1, start=start)

@@ -14,9 +14,13 @@ from mpi_jax.reconstruct import xspace, xspace_tensor
 
 
 def small(n=16, divider=(17, 16, 0), oversampling=2, half=2.4e-3, **changes):
-    """The paper's field in a smaller rectangle, at some 24 samples per mm^2."""
+    """The paper's field in a smaller rectangle, at some 24 samples per mm^2.
+
+    Point samples, which are what these methods take a signal for: at so low a sampling
+    rate a low pass takes much away.
+    """
     s = dataclasses.replace(
-        scanner.paper(n, field_of_view=2 * half),
+        scanner.paper(n, field_of_view=2 * half, oversample=1),
         drive_field=scanner.DriveField(
             (2.0 * half, 2.0 * half, 0.0), divider, oversampling=oversampling
         ),
@@ -247,7 +251,7 @@ def test_with_rho_is_a_new_plan(plan):
 def test_bad_input_to_the_plan(plan):
     s = small()
     for name in ("width", "lam", "rho"):
-        with pytest.raises(ValueError, match=f"{name}: expected a number > 0"):
+        with pytest.raises(ValueError, match=f"{name}: expected finite numbers > 0"):
             xspace_tensor.tensor_plan(s, **{name: 0.0})
     with pytest.raises(ValueError, match="min_frequency: expected 0 to"):
         xspace_tensor.tensor_plan(s, min_frequency=1e9)
@@ -265,7 +269,73 @@ def test_bad_input_to_the_plan(plan):
         xspace_tensor.reconstruct_tensor(plan, np.ones((2, 545)))
     with pytest.raises(ValueError, match=r"blurred: expected shape \[..., 16, 16\]"):
         xspace_tensor.deconvolve(plan, np.ones((16, 15)))
-    with pytest.raises(ValueError, match="iterations: expected at least 1"):
+    with pytest.raises(ValueError, match="iterations: expected an integer >= 1"):
         xspace_tensor.reconstruct_tensor(plan, np.ones((2, 544)), iterations=0)
     with pytest.raises(ValueError, match="rho"):
         xspace_tensor.with_rho(plan, -1.0)
+
+
+def line():
+    """Pixels of a scan whose field vanishes along y."""
+    field = scanner.SelectionField(np.diag([-2.0, 0.0, 2.0]))
+    return dataclasses.replace(scanner.paper(8), selection_field=field)
+
+
+def beside(z, **changes):
+    s = scanner.paper(8)
+    grid = scanner.Grid((8, 8), s.grid.field_of_view, (0.0, 0.0, z))
+    return dataclasses.replace(s, grid=grid, **changes)
+
+
+def test_a_field_free_line_has_no_x_space_image():
+    """Outside and inside of jit; it gave NaN."""
+    s, u = line(), np.ones((2, 1632), np.float32)
+    for door in (
+        lambda: xspace.reconstruct(s, u),
+        lambda: jax.jit(lambda u: xspace.reconstruct(s, u))(u),
+        lambda: xspace_tensor.tensor_plan(s),
+    ):
+        with pytest.raises(ValueError, match="field-free line"):
+            door()
+
+
+def test_a_slice_beside_the_scanned_plane_has_no_x_space_image():
+    """It gave the picture of another slice. The tensor's plan knows the slice."""
+    u = np.ones((2, 1632), np.float32)
+    up = scanner.SelectionField(np.diag([-2.0, -2.0, 4.0]), (0.0, 0.0, 4e-3))
+    for s in (
+        beside(1e-3),
+        beside(0.0, selection_field=up),
+        beside(0.0, drive_field=scanner.open_mpi_3d(4).drive_field),
+    ):
+        signal = np.ones((2, s.samples), np.float32)
+        with pytest.raises(ValueError, match="within the grid's slice"):
+            xspace.reconstruct(s, signal)
+        with pytest.raises(ValueError, match="within the grid's slice"):
+            jax.jit(lambda u, s=s: xspace.reconstruct(s, u))(signal)
+    # Where the offset moves the scanned plane into the slice, and a hair beside it.
+    for s in (beside(-1e-3, selection_field=up), beside(1e-5)):
+        assert np.isfinite(xspace.reconstruct(s, u)).all()
+    assert np.isfinite(xspace_tensor.tensor_plan(small(4), width=1e-3).kernel).all()
+
+
+@pytest.mark.parametrize("bad, words", [(np.nan, "finite"), (1j, "real")])
+def test_signals_that_are_no_signals(unannotated, plan, bad, words):
+    s = scanner.paper(8)
+    u, short = np.full((2, 1632), bad), np.full((2, 544), bad)
+    image = np.full((16, 16), bad)
+    for door in (
+        lambda: xspace.reconstruct(s, u),
+        lambda: xspace.native_signal(s, u),
+        lambda: xspace_tensor.reconstruct_tensor(plan, short),
+        lambda: xspace_tensor.trace(plan, short),
+        lambda: xspace_tensor.blur(plan, image),
+        lambda: xspace_tensor.deconvolve(plan, image),
+    ):
+        with pytest.raises(ValueError, match=f"expected {words} numbers"):
+            door()
+
+
+def test_a_width_in_millimetres_is_named():
+    with pytest.raises(ValueError, match=r"width: expected metres .* mean 0.5e-3\?"):
+        xspace.reconstruct(scanner.paper(8), np.ones((2, 1632)), width=0.5)

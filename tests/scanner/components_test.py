@@ -155,3 +155,81 @@ def _with(receiver):
 def test_bad_input_is_named(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize(
+    "build, words",
+    [
+        (
+            lambda: scanner.Tracer(core_diameter=30),
+            r"Tracer.core_diameter: expected metres \[m\], .* got 30; .* 30e-9\?",
+        ),
+        (lambda: scanner.Tracer(temperature=20), r"kelvin \[K\].* mean 293\?"),
+        (lambda: scanner.Tracer(relaxation_time=3), r"seconds \[s\].* mean 3e-6\?"),
+        (lambda: scanner.Tracer(saturation_magnetisation=480), r"mean 480e3\?"),
+        (lambda: scanner.paper(8, amplitude=12), r"tesla \[T\].* mean 12e-3\?"),
+        (lambda: scanner.paper(8, field_of_view=12.8), r"\[m\].* mean 12.8e-3\?"),
+        (lambda: scanner.paper(8, gradient=2000), r"\[T/m\]"),
+        (lambda: scanner.paper(8, phase=90), r"turns.* mean 0.25, .* 90 degrees\?"),
+        (lambda: scanner.paper(8, phase=np.pi / 2), r"turns.* mean 0.25, .* rad\?"),
+        (
+            lambda: scanner.DriveField((12e-3,) * 3, (3, 2, 0), base_frequency=2.5),
+            r"hertz \[Hz\].* mean 2.5e6\?",
+        ),
+        (
+            lambda: scanner.circular_coil(
+                scanner.paper(4).grid, radius=50.0, centre=(0, 0, 0), axis=(0, 0, 1)
+            ),
+            r"radius: expected metres \[m\].* mean 50e-3\?",
+        ),
+    ],
+)
+def test_a_number_in_another_unit_is_named(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_numbers_under_jit_and_in_stacks():
+    """A traced number passes, whatever it is; of a stack each number is looked at."""
+    beta = jax.jit(lambda d: scanner.Tracer(core_diameter=d).beta)
+    assert np.isfinite(beta(30.0))
+    scanner.Tracer(core_diameter=np.array([20e-9, 30e-9]))
+    with pytest.raises(ValueError, match="got 30; did you mean 30e-9"):
+        scanner.Tracer(core_diameter=np.array([20e-9, 30.0]))
+
+
+def test_integers_of_numpy_are_integers(unannotated):
+    """Kept as Python's, so that equal scanners are equal and go into JSON."""
+    n = np.int64(8)
+    assert scanner.paper(n).grid.shape == (8, 8)
+    assert type(scanner.paper((n, n)).grid.shape[0]) is int
+    grid = scanner.Grid((n, np.int32(4)), (1e-3, 1e-3, 1e-3))
+    assert grid.refined(np.int64(2)).shape == (16, 8)
+    drive = scanner.DriveField((1e-3, 1e-3, 0.0), tuple(np.array([3, 2, 0])))
+    assert drive.divider == (3, 2, 0) and type(drive.divider[0]) is int
+    coils = scanner.Receiver(np.eye(3), oversample=np.int64(2))
+    assert coils.oversample == 2 and type(coils.oversample) is int
+    assert scanner.Tracer(diameter_nodes=np.int64(8)).diameter_nodes == 8
+    for build in (
+        lambda: scanner.Receiver(np.eye(3), oversample=True),
+        lambda: scanner.Grid((True, 8), (1e-3, 1e-3, 1e-3)),
+        lambda: scanner.paper((8, 8, 8)),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            build()
+
+
+def test_coils_are_real(unannotated):
+    with pytest.raises(
+        ValueError, match="sensitivity: expected real numbers, got comp"
+    ):
+        scanner.Receiver(1j * np.eye(3))
+
+
+def test_presets_are_oversampled_but_the_one_of_the_other_simulator():
+    assert scanner.paper(4).receiver.oversample == 2
+    assert scanner.open_mpi_2d(4).receiver.oversample == 2
+    assert scanner.open_mpi_3d(4).receiver.oversample == 2
+    assert scanner.paper(4, oversample=1).receiver.oversample == 1
+    assert scanner.mpirf(amplitude=(1.6e-3, 1.6e-3)).receiver.oversample == 1
+    assert scanner.paper(4, oversample=8).samples == 1632

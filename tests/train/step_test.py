@@ -57,8 +57,10 @@ def batch(seed=0):
 
 
 def start(model, settings=None):
+    """A fresh state, from one compiled program instead of hundreds of small ones."""
     tx = train.make_optimisers(settings or OptimiserConfig(), 10)
-    return train.init_state(jax.random.key(1), batch(), model=model, tx=tx), tx
+    init = jax.jit(partial(train.init_state, model=model, tx=tx))
+    return init(jax.random.key(1), batch()), tx
 
 
 def test_generator_loss_and_update_are_the_formula():
@@ -126,7 +128,8 @@ def test_critic_steps_are_updates_on_the_images_of_the_step():
     )
     step = jax.jit(partial(train.train_step, model=model, tx=tx))
     found, values = step(state, made, key)
-    image = model.generator.apply({"params": state.generator}, *made.inputs)[0]
+    draw = jax.jit(model.generator.apply)
+    image = draw({"params": state.generator}, *made.inputs)[0]
 
     @jax.jit
     def loss(params, alpha):
