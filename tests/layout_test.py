@@ -57,8 +57,8 @@ RESERVED = {
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
-# Tests of what is no single module: the house, its pages, programs, measured data of others.
-BESIDE = {"layout", "init", "doctest", "blocks", "measured", *PROGRAMS}
+# Tests of what is no single module: the house, its pages, programs, data of others.
+BESIDE = {"layout", "doctest", "blocks", "measured", "mpirf", *PROGRAMS}
 
 
 def imports(path):
@@ -108,9 +108,10 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def mirrored(path):
-    """The module that a test file tests, below mpi_jax."""
+    """The module that a test file tests, below mpi_jax; `init` is a room's door."""
     module = path.relative_to(ROOT / "tests")
-    return module.with_name(module.name.replace("_test.py", ".py"))
+    tested = module.name.replace("_test.py", ".py")
+    return module.with_name("__init__.py" if tested == "init.py" else tested)
 
 
 def name(path):
