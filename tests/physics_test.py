@@ -1,4 +1,4 @@
-"""Physics against closed forms, finite differences in float64 and reference vectors."""
+"""Physics against closed forms and finite differences in float64; checks at the door."""
 
 import dataclasses
 import warnings
@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 import scipy.integrate
 from support.complete_scanner import complete
+from support.errors import nrms
 
 from mpi_jax import noise, phantoms, physics, scanner, system_matrix
-
-
-def nrms(a, b):
-    return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
 
 
 def reference_langevin(x):
@@ -328,13 +325,6 @@ def test_adjoints():
         np.testing.assert_allclose(
             np.sum(u * weight), np.sum(back(weight)[0] * image), rtol=1e-12
         )
-
-
-def test_repeated_end_point_cannot_be_filtered():
-    s = scanner.mpirf(amplitude=(1.6e-3, 1.6e-3))
-    s = dataclasses.replace(s, tracer=scanner.Tracer(relaxation_time=1e-6))
-    with pytest.raises(ValueError, match="whole periods"):
-        physics.voltage(s, np.ones(s.grid.shape))
 
 
 def test_bad_input():
