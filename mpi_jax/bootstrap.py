@@ -40,17 +40,17 @@ def means(
     runs = [np.random.default_rng([seed, i]) for i in range(len(arrays))]
     lines = np.concatenate(arrays).T  # [N, all S]: one matrix product for all of them
     borders = np.cumsum([len(a) for a in arrays])[:-1]
-    found = [[] for _ in arrays]
+    resampled: list[list[np.ndarray]] = [[] for _ in arrays]
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
         weights = images.multinomial(count, np.full(count, 1 / count), size) / count
         with np.errstate(invalid="ignore"):  # 0 times an infinite PSNR
             parts = np.split(weights @ lines, borders, axis=1)  # each [size, S]
-        for part, own, out in zip(parts, runs, found, strict=True):
+        for part, rng_of_runs, out in zip(parts, runs, resampled, strict=True):
             s = part.shape[1]
-            drawn = own.multinomial(s, [1 / s] * s, size) / s
+            drawn = rng_of_runs.multinomial(s, [1 / s] * s, size) / s
             out.append(np.sum(part * drawn, axis=1))
-    return [np.concatenate(out) for out in found]
+    return [np.concatenate(out) for out in resampled]
 
 
 def interval(
@@ -80,11 +80,11 @@ def paired(
 
 
 def ends(
-    found: Float[np.ndarray, " draws"], level: float = LEVEL
+    resampled: Float[np.ndarray, " draws"], level: float = LEVEL
 ) -> tuple[float, float]:
     """Ends of the percentile interval of resampled means; NaN if any isn't finite."""
-    if not np.isfinite(found).all():
+    if not np.isfinite(resampled).all():
         return float("nan"), float("nan")
     tail = 50 * (1 - level)
-    low, high = np.percentile(found, [tail, 100 - tail])
+    low, high = np.percentile(resampled, [tail, 100 - tail])
     return float(low), float(high)

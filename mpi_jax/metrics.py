@@ -10,8 +10,8 @@
 | psnr  | 10 log10(data_range^2 / mse)  [dB]   | inf  |          |
 | ssim  | Gaussian window 11 x 11, sigma 1.5   | 1    | [-1, 1]  |
 | foreground_ssim | the same, where the truth's mask is | 1 | [-1, 1]  |
-| dice  | 2 |a and b| / (|a| + |b|)            | 1    | [0, 1]   |
-| iou   | |a and b| / |a or b|                 | 1    | [0, 1]   |
+| dice  | 2 n(a and b) / (n(a) + n(b))         | 1    | [0, 1]   |
+| iou   | n(a and b) / n(a or b), n: pixels    | 1    | [0, 1]   |
 
 The data range is always given, never guessed from the images: the same error must cost
 the same in every image. It is a plain number, fixed when a function is jitted.
@@ -38,6 +38,16 @@ def compare(
     largest true value; correlation (Pearson); dice of what is above half the largest
     value; iron [umol] and true_iron, with cell: volume of a voxel [m^3]. The truth is the
     phantom's nominal place and filling: a registration is not attempted.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((19, 19, 19))
+      >>> truth[8:11, 8:11, 8:11] = 50.0  # [mmol/L]
+      >>> numbers = compare(truth / 2, truth, cell=4e-9)  # voxels of 2 x 2 x 1 mm
+      >>> round(numbers["correlation"], 3), numbers["dice"]
+      (1.0, 1.0)
+      >>> round(numbers["iron"], 2), round(numbers["true_iron"], 2)  # [umol]
+      (2.7, 5.4)
     """
     if image.shape != truth.shape:
         raise ValueError(
@@ -82,6 +92,13 @@ def mse(image: Image, reference: Reference) -> PerImage:
     """Mean squared error of each image, in the square of the images' unit.
 
     Raises ValueError if the shapes differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> print(np.asarray(mse(truth + 0.1, truth), float).round(4))
+      [0.01 0.01]
     """
     _check_pair(image, reference)
     return jnp.mean(jnp.square(jnp.asarray(image) - jnp.asarray(reference)), (-2, -1))
@@ -91,6 +108,13 @@ def rmse(image: Image, reference: Reference) -> PerImage:
     """Root of the mean squared error of each image, in the images' unit.
 
     Raises ValueError if the shapes differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> print(np.asarray(rmse(truth + 0.1, truth), float).round(4))
+      [0.1 0.1]
     """
     return jnp.sqrt(mse(image, reference))
 
@@ -100,6 +124,13 @@ def nrmse(image: Image, reference: Reference) -> PerImage:
 
     A reference that is zero everywhere gives 0 if the image is zero too, else inf.
     Raises ValueError if the shapes differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> print(np.asarray(nrmse(0.75 * truth, truth), float).round(3))
+      [0.25 0.25]
     """
     error = mse(image, reference)
     energy = jnp.mean(jnp.square(jnp.asarray(reference)), axis=(-2, -1))
@@ -113,6 +144,13 @@ def psnr(image: Image, reference: Reference, data_range: float) -> PerImage:
 
     data_range: largest minus smallest value a true image can have, 1 for [0, 1].
     Raises ValueError if the shapes differ or data_range is not positive.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> print(np.asarray(psnr(truth + 0.1, truth, 1.0), float).round(3))  # [dB]
+      [20. 20.]
     """
     _check_range(data_range)
     return 20 * math.log10(data_range) - 10 * jnp.log10(mse(image, reference))
@@ -126,6 +164,13 @@ def ssim(image: Image, reference: Reference, data_range: float) -> PerImage:
     windows give other numbers, so tables must name this one.
     Raises ValueError if the shapes differ, data_range is not positive or a side of the
     image is shorter than the window.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> print(np.asarray(ssim(truth, truth, 1.0), float).round(3))
+      [1. 1.]
     """
     _check_pair(image, reference)
     _check_range(data_range)
@@ -153,11 +198,20 @@ def foreground_ssim(
     Most of a phantom is empty, where a black image is right: this looks at the rest.
     Where no pixel of the mask lies where the window fits, the mean of the whole map.
     Raises ValueError as `ssim` does.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> zero = np.zeros_like(truth)
+      >>> inside = foreground_ssim(zero, truth, truth > 0.5, 1.0)
+      >>> bool(np.all(inside < ssim(zero, truth, 1.0)))  # a black image is right elsewhere
+      True
     """
     whole = ssim(image, reference, data_range)
     _check_pair(image, mask, names=("image", "mask"))
     *batch, ny, nx = image.shape
-    found = dm_pix.ssim(
+    ssim_map = dm_pix.ssim(
         jnp.asarray(image).reshape(-1, ny, nx, 1),
         jnp.asarray(reference).reshape(-1, ny, nx, 1),
         max_val=data_range,
@@ -167,9 +221,9 @@ def foreground_ssim(
     )
     edge = SSIM_WINDOW // 2
     inside = (jnp.asarray(mask) > 0.5)[..., edge : ny - edge, edge : nx - edge]
-    found = found.reshape(inside.shape)
+    ssim_map = ssim_map.reshape(inside.shape)
     count = jnp.sum(inside, axis=(-2, -1))
-    mean = jnp.sum(found * inside, axis=(-2, -1)) / jnp.maximum(count, 1)
+    mean = jnp.sum(ssim_map * inside, axis=(-2, -1)) / jnp.maximum(count, 1)
     return jnp.where(count > 0, mean, whole)
 
 
@@ -181,6 +235,11 @@ def amounts(
     slope: of the least squares line amount = offset + slope truth; bias: mean error over
     the mean truth. 1 and 0 are right. NaN where the truth doesn't vary, or is nothing.
     Raises ValueError if N = 0 or the lengths differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> amounts(np.array([1.5, 3.0, 4.5]), np.array([1.0, 2.0, 3.0]))
+      {'slope': 1.5, 'bias': 0.5}
     """
     amount, truth = _host(amount, "amount"), _host(truth, "truth")
     if len(amount) != len(truth):
@@ -199,6 +258,14 @@ def dice(mask: Mask, reference: ReferenceMask) -> PerImage:
     """Dice overlap of each pair of masks (boolean or 0/1); 1 if both are empty.
 
     Raises ValueError if the shapes differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> mask = truth[:1] > 0.5
+      >>> print(dice(mask, np.roll(mask, 2, axis=-1)))
+      [0.5]
     """
     both, either = _overlap(mask, reference)
     # |a| + |b| = |a or b| + |a and b|
@@ -209,6 +276,14 @@ def iou(mask: Mask, reference: ReferenceMask) -> PerImage:
     """Intersection over union of masks (boolean or 0/1); 1 if both are empty.
 
     Raises ValueError if the shapes differ.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> mask = truth[:1] > 0.5
+      >>> print(np.asarray(iou(mask, np.roll(mask, 2, axis=-1)), float).round(3))
+      [0.333]
     """
     both, either = _overlap(mask, reference)
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
@@ -225,6 +300,16 @@ def scores(
 
     image, reference: [N, ny, nx]; mask, reference_mask: [N, ny, nx], boolean or 0/1.
     Raises ValueError as the single metrics do.
+
+    Examples:
+      >>> import numpy as np
+      >>> truth = np.zeros((2, 16, 16), np.float32)
+      >>> truth[:, 4:8, 4:8] = 1
+      >>> numbers = scores(truth, truth, truth > 0.5, truth > 0.5, 1.0)
+      >>> list(numbers)
+      ['mse', 'rmse', 'nrmse', 'psnr', 'ssim', 'dice', 'iou']
+      >>> numbers["dice"].shape
+      (2,)
     """
     _check_pair(image, mask, names=("image", "mask"))
     return {
@@ -244,6 +329,11 @@ def summary(values: Float[Array | np.ndarray, " n"]) -> dict[str, float]:
     One infinite value (the PSNR of a perfect image) makes the mean infinite and the
     deviation NaN; median and percentile stand while finite values surround them.
     Raises ValueError if N = 0.
+
+    Examples:
+      >>> import numpy as np
+      >>> summary(np.array([20.0, 30.0, 40.0]))
+      {'mean': 30.0, 'sd': 8.16..., 'median': 30.0, 'p5': 21.0}
     """
     values = _host(values, "values")
     with np.errstate(invalid="ignore"):  # inf - inf in the deviation: NaN, as said
@@ -264,6 +354,12 @@ def pooled_psnr(
 
     The gap between the two measures how unequal the images are (Jensen's inequality).
     Raises ValueError if N = 0 or data_range is not positive.
+
+    Examples:
+      >>> import numpy as np
+      >>> errors = np.array([1e-2, 1e-4])  # PSNRs of 20 and 40 dB
+      >>> round(pooled_psnr(errors, 1.0), 2)
+      22.97
     """
     _check_range(data_range)
     mean = float(_host(mse_values, "mse_values").mean())

@@ -1,6 +1,7 @@
 """The Open MPI phantoms as they were drawn, on any grid, and files of their scanner.
 
 Frame of the scanner [mm]: the robot's mount on +x, the flat side of a phantom on +z.
+
     shape          frustum about the x axis, wide end at -x                50 mmol/L
     resolution     five tubes of 1 mm from one point, two of them tilted in z
                                                                            50 mmol/L
@@ -12,6 +13,7 @@ Geometry from the CAD drawings of OpenMPIData.jl (commit 98df913, CC BY 4.0); Kn
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -30,8 +32,6 @@ from mpi_jax.scanner import (
     SelectionField,
     open_mpi_3d,
 )
-
-# --- Files of the scanner, simulated and laid out as those of Open MPI Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def write_measurement(
     gradient = np.asarray(scanner.selection_field.gradient, float)
     offsets = np.repeat(-plan.patches @ gradient.T, periods, axis=0)
     header = mdf.header(scanner, frames=2 * frames)
-    a = header.acquisition
+    a = mdf.need_acquisition(header)
     drive = a.drive_field
     header = dataclasses.replace(
         header,
@@ -199,7 +199,8 @@ def write_measurement(
             receiver=dataclasses.replace(a.receiver, data_conversion_factor=factor),
         ),
         measurement=dataclasses.replace(
-            header.measurement, is_background_frame=np.arange(2 * frames) >= frames
+            mdf.need_measurement(header),
+            is_background_frame=np.arange(2 * frames) >= frames,
         ),
     )
     random = np.random.default_rng(seed)
@@ -210,10 +211,10 @@ def write_measurement(
             # Slow against a frame: the empty frames see it as it was.
             drift = 1 + _DRIFT * (frame % frames) / max(frames - 1, 1)
             clean = np.repeat(signal + drift * background, periods, axis=0)
-            made = random.standard_normal(clean.shape, np.float32)
-            made *= noise / factor[:, 0, None]
-            made += clean / factor[:, 0, None]
-            yield np.rint(made).astype(np.int16)[None]
+            counts = random.standard_normal(clean.shape, np.float32)
+            counts *= noise / factor[:, 0, None]
+            counts += clean / factor[:, 0, None]
+            yield np.rint(counts).astype(np.int16)[None]
 
     mdf.write_measurement(path, header, stored(), raw=True)
 
@@ -246,11 +247,14 @@ def write_calibration(
     planes = []
     for z in np.asarray(grid.axes()[2]):
         # The plane's own delta samples: as many, each as large as the sample is.
-        rows = sum(
-            np.asarray(system_matrix.simulate_rows(moved, frequency_selection))
-            for moved in _sub_samples(scanner, float(z), supersampling)
+        total = functools.reduce(
+            np.add,
+            (
+                np.asarray(system_matrix.simulate_rows(moved, frequency_selection))
+                for moved in _sub_samples(scanner, float(z), supersampling)
+            ),
         )
-        planes.append(rows.reshape(-1, ny, nx)[:, ::-1] / supersampling**3)
+        planes.append(total.reshape(-1, ny, nx)[:, ::-1] / supersampling**3)
     rows = np.stack(planes, axis=1).reshape(channels * length, -1)
     # From tracer in a voxel to tracer in the delta sample.
     pitch = np.asarray(grid.field_of_view, float) / np.array(grid.counts)
@@ -272,13 +276,13 @@ def write_calibration(
         step = max(1, 2**22 // frames)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            made = np.zeros((len(part), frames), np.complex64)
-            made[:, : grid.size] = part
-            made += background[start : start + step, None] * drift
-            shape = (2, *made.shape)
+            piece = np.zeros((len(part), frames), np.complex64)
+            piece[:, : grid.size] = part
+            piece += background[start : start + step, None] * drift
+            shape = (2, *piece.shape)
             parts = random.standard_normal(shape, np.float32)
-            made += noise * np.sqrt(samples / 2) * (parts[0] + 1j * parts[1])
-            yield made
+            piece += noise * np.sqrt(samples / 2) * (parts[0] + 1j * parts[1])
+            yield piece
 
     header = mdf.header(dataclasses.replace(scanner, grid=grid), calibration=True)
     header = dataclasses.replace(
@@ -287,15 +291,15 @@ def write_calibration(
         experiment=mdf.ExperimentInfo(name="calibration", is_simulation=True),
         tracer=_tracer("delta sample", DELTA_CONCENTRATION),
         acquisition=dataclasses.replace(
-            header.acquisition, frames=frames, averages=_AVERAGES
+            mdf.need_acquisition(header), frames=frames, averages=_AVERAGES
         ),
         measurement=dataclasses.replace(
-            header.measurement,
+            mdf.need_measurement(header),
             is_background_frame=np.arange(frames) >= grid.size,
             frame_permutation=acquired,
         ),
         calibration=dataclasses.replace(
-            header.calibration,
+            mdf.need_calibration(header),
             method="robot",
             delta_sample_size=np.array(DELTA_SAMPLE),
         ),
@@ -304,9 +308,8 @@ def write_calibration(
     if rows.nbytes <= 1.5e9:
         ratio = mdf.snr(mdf.read(path))
         random = np.random.default_rng(seed)
-        header = dataclasses.replace(
-            header, calibration=dataclasses.replace(header.calibration, snr=ratio)
-        )
+        calibration = dataclasses.replace(mdf.need_calibration(header), snr=ratio)
+        header = dataclasses.replace(header, calibration=calibration)
         mdf.write_calibration(path, header, stored())
 
 
@@ -345,6 +348,8 @@ def unit(calibration: mdf.MDF) -> float:
         raise ValueError(
             f"{calibration.path}: expected a tracer concentration and deltaSampleSize"
         )
+    if grid.field_of_view is None or grid.size is None:
+        raise ValueError(f"{calibration.path}: expected a regular grid, found none")
     pitch = grid.field_of_view / grid.size
     ratio = np.prod(grid.delta_sample_size) / np.prod(pitch)
     return 1e3 * float(tracer.concentration[0]) * float(ratio)

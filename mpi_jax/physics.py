@@ -1,6 +1,7 @@
 """From concentration to voltage: Langevin particles in a moving field-free point.
 
 Symbols (SI; axes in brackets):
+
     B [T, P, 3]   field at sample n and pixel p           [T]
     xi = beta B   Langevin argument as a vector; x = |xi|, z = x^2
     L(x) = coth x - 1/x,  f = L / x,  q = (L' - f) / z = 2 df/dz
@@ -9,6 +10,7 @@ Symbols (SI; axes in brackets):
     u^ [..., C, K] its unnormalised rfft, K = V // 2 + 1, time factor e^(+i w t)
 
 model="tensor" is the physics: the moment follows the direction of the field,
+
     d<m>/dt = m beta (f dB/dt + q xi (xi . dB/dt)),
 whose terms are all smooth in z, so that values and derivatives stay finite where the
 field vanishes. model="mpirf" is the scalar kernel of the MPIRF simulator (Shen et al.,

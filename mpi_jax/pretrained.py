@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mpi_jax._files import write_atomically
 from mpi_jax.configs import SHIPPED
+
+Params = dict[str, Any]  # nested, of arrays
 
 
 def shipped(name: str) -> Path:
@@ -28,34 +31,31 @@ def shipped(name: str) -> Path:
             f"got {name!r}; train it, and name its work folder"
         )
     path = Path(__file__).parent / "weights" / f"{name}.safetensors"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHIPPED[name]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHIPPED[name]:
         raise ValueError(
-            f"{path}: expected the released file with SHA-256 {SHIPPED[name]}, got {found}"
+            f"{path}: expected the released file with SHA-256 {SHIPPED[name]}, got {digest}"
         )
     return path
 
 
-def export_weights(path: Path, params: Any, metadata: dict) -> None:
+def export_weights(path: Path, params: Params, metadata: Mapping[str, object]) -> None:
     """Write parameters (a nested dict) to one safetensors file, with metadata as JSON.
 
-    Under a temporary name first: an existing file is replaced whole or not at all.
+    An existing file is replaced whole or not at all.
     """
-    path = Path(path)
     flat = {
         "/".join(k): np.asarray(v)
         for k, v in flatten_dict(jax.device_get(params)).items()
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        safetensors.numpy.save_file(flat, part, {"mpi_jax": json.dumps(metadata)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    about = {"mpi_jax": json.dumps(metadata)}
+    # Not save_file: what it writes nobody but its owner may read, whatever the umask.
+    write_atomically(path, safetensors.numpy.save(flat, about))
 
 
-def load_weights(path: Path) -> tuple[Any, dict]:
-    """(parameters, metadata) of a file of export_weights.
+def load_weights(path: Path) -> tuple[Params, dict[str, Any]]:
+    """(parameters, metadata) of a file of export_weights; the metadata of a run's weights
+    is a results.RunInfo.
 
     Raises FileNotFoundError, or ValueError for a file that isn't one or is cut short.
     """

@@ -1,15 +1,27 @@
-"""The work folder of a run: its config, log, samples and weights."""
+"""The work folder of a run: its config, log, samples and weights.
+
+config.json          results.RunInfo
+metrics.jsonl        results.LogLine, one for each `log_every` steps or validation
+samples/STEP.npz     results.Samples, at each validation
+checkpoints/         of train.checkpoint
+weights.safetensors  of the best validation, with a results.RunInfo as metadata
+tensorboard/         if asked for
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import dataclasses
+import importlib
 import json
 import math
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,20 +30,33 @@ import mpi_jax
 from mpi_jax import configs, pretrained
 from mpi_jax._files import write_atomically
 from mpi_jax.configs import Config
+from mpi_jax.results import UNKNOWN, LogLine, RunInfo, Samples, write_lines
+
+CONFIG, LOG, WEIGHTS = "config.json", "metrics.jsonl", "weights.safetensors"
+BUILT_FROM = "commit.txt"  # of a package that setup.py has built
 
 
-def export(workdir, weights, step, config, result) -> None:
-    about = json.loads((workdir / "config.json").read_text())
-    about |= {"step": step, "images": step * config.data.batch_size, **result}
-    pretrained.export_weights(workdir / "weights.safetensors", weights, about)
+def export(
+    workdir: Path, weights: Any, step: int, config: Config, validation: dict[str, float]
+) -> None:
+    """weights.safetensors, with the folder's config and what validation gave beside."""
+    line = LogLine(step=step, images=step * config.data.batch_size, **validation)
+    info = dataclasses.replace(
+        read_info(workdir),
+        step=line.step,
+        images=line.images,
+        validation_psnr=line.validation_psnr,
+        validation_ssim=line.validation_ssim,
+        validation_dice=line.validation_dice,
+    )
+    pretrained.export_weights(workdir / WEIGHTS, weights, info.as_json())
 
 
 def best_psnr(path: Path) -> float:
-    lines = (json.loads(line) for line in path.read_text().splitlines())
-    return max(
-        (n["validation_psnr"] for n in lines if "validation_psnr" in n),
-        default=-math.inf,
-    )
+    """The best validation of a log [dB]; -inf where there is none yet."""
+    lines, _ = LogLine.read_all(path)
+    each = (line.validation_psnr for line in lines)
+    return max((psnr for psnr in each if psnr is not None), default=-math.inf)
 
 
 class Log(contextlib.AbstractContextManager):
@@ -39,59 +64,58 @@ class Log(contextlib.AbstractContextManager):
 
     def __init__(self, workdir: Path, config: Config, done: int):
         self.batch_size = config.data.batch_size
-        self.file = open(workdir / "metrics.jsonl", "a")
+        self.file = open(workdir / LOG, "a")
         self.board = None
         if config.tensorboard:
             # Events of steps that a resumed run repeats are dropped on display.
             folder = str(workdir / "tensorboard")
             self.board = tensorboard().SummaryWriter(folder, purge_step=done + 1)
 
-    def write(self, step: int, numbers: dict, seconds: float = 0.0) -> None:
-        line = {"step": step, "images": step * self.batch_size}
-        if seconds:
-            line["seconds"] = round(seconds, 3)
-        self.file.write(json.dumps({**line, **numbers}) + "\n")
+    def write(
+        self, step: int, numbers: dict[str, float], seconds: float | None = None
+    ) -> None:
+        """One line. numbers: fields of results.LogLine; TypeError for others."""
+        line = LogLine(
+            step=step,
+            images=step * self.batch_size,
+            seconds=None if seconds is None else round(seconds, 3),
+            **numbers,
+        )
+        self.file.write(json.dumps(line.as_json()) + "\n")
         self.file.flush()
         if self.board is not None:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
             self.board.flush()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.file.close()
         if self.board is not None:
             self.board.close()
 
 
-def tensorboard():
+def tensorboard() -> ModuleType:
+    """The module tensorboardX. Raises ValueError where it isn't installed."""
     try:
-        import tensorboardX
+        return importlib.import_module("tensorboardX")
     except ImportError:
         raise ValueError(
             "tensorboard: expected tensorboardX to be installed; "
             "pip install 'mpi_jax[tensorboard]', or leave the option out"
         ) from None
-    return tensorboardX
 
 
-def write_samples(workdir: Path, step: int, samples: dict) -> None:
-    """samples/STEP.npz, whole or not at all."""
-    (workdir / "samples").mkdir(exist_ok=True)
-    content = io.BytesIO()
-    np.savez_compressed(content, step=step, **samples)
-    write_atomically(workdir / "samples" / f"{step:08d}.npz", content.getvalue())
+def write_samples(workdir: Path, step: int, samples: dict[str, np.ndarray]) -> None:
+    """samples/STEP.npz. samples: the fields of results.Samples but the step."""
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    Samples(step=step, **samples).write(folder / f"{step:08d}.npz")
 
 
 def keep_lines(path: Path, step: int) -> None:
     """Drop metrics after the checkpoint that training resumes from, and broken lines."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    write_atomically(path, "".join(f"{line}\n" for line in kept))
+    lines, _ = LogLine.read_all(path) if path.exists() else ([], 0)
+    write_lines(path, [line for line in lines if line.step <= step])
 
 
 # Settings that may change between a run and its resumption.
@@ -102,19 +126,24 @@ _FREE = (
 
 
 def prepare(workdir: Path, config: Config, resume: bool) -> None:
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(configs.to_dict(config)))
+    """Makes a work folder with its config.json, or checks that it is this run's.
+
+    Raises ValueError for a folder with other files in it, with a run (without resume) or
+    with a run of another config (with it).
+    """
+    path = workdir / CONFIG
+    settings = _plain(config)
     if path.exists():
         if not resume:
             raise ValueError(
                 f"{workdir}: expected a new folder, but it holds a run; "
                 "pass --resume to go on with it"
             )
-        have = read_config(workdir)
-        have = json.loads(json.dumps(configs.to_dict(have)))
         differing = [
-            f"{name} is {have_value!r} there and {wanted_value!r} here"
-            for name, have_value, wanted_value in _differences(have, wanted)
+            f"{name} is {there!r} there and {here!r} here"
+            for name, there, here in _differences(
+                _plain(read_config(workdir)), settings
+            )
             if name not in _FREE
         ]
         if differing:
@@ -128,22 +157,28 @@ def prepare(workdir: Path, config: Config, resume: bool) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     device = jax.local_devices()[0]
-    text = {
-        "name": config.name,
-        "seed": config.seed,
-        "version": mpi_jax.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "platform": device.platform,
-        "device": f"{jax.local_device_count()} x {device.device_kind}, "
+    RunInfo(
+        name=config.name,
+        seed=config.seed,
+        version=mpi_jax.__version__,
+        commit=commit(),
+        python=platform.python_version(),
+        jax=jax.__version__,
+        platform=device.platform,
+        device=f"{jax.local_device_count()} x {device.device_kind}, "
         f"{os.cpu_count()} CPU cores",
-        "config": wanted,
-    }
-    write_atomically(path, json.dumps(text, indent=1))
+        config=settings,
+    ).write(path)
 
 
-def _differences(a: dict, b: dict, prefix: str = ""):
+def _plain(config: Config) -> dict[str, object]:
+    """The settings as JSON gives them back."""
+    return json.loads(json.dumps(configs.to_dict(config)))
+
+
+def _differences(
+    a: dict[str, Any], b: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
     for name in a:
         if isinstance(a[name], dict):
             yield from _differences(a[name], b[name], f"{prefix}{name}.")
@@ -151,7 +186,7 @@ def _differences(a: dict, b: dict, prefix: str = ""):
             yield prefix + name, a[name], b[name]
 
 
-def _is_nan(value) -> bool:
+def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
@@ -162,44 +197,62 @@ def unpack(path: Path, workdir: Path) -> None:
     something else.
     """
     path, workdir = Path(path), Path(workdir)
-    content, about = path.read_bytes(), pretrained.load_weights(path)[1]
-    own = workdir / "weights.safetensors"
-    if own.exists() and own.read_bytes() == content:
+    content, metadata = path.read_bytes(), pretrained.load_weights(path)[1]
+    inside = workdir / WEIGHTS
+    if inside.exists() and inside.read_bytes() == content:
         return
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(
             f"{workdir}: expected a new or empty folder, or one with {path.name} alone"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / "config.json", json.dumps(about, indent=1))
-    write_atomically(own, content)
+    RunInfo.of(metadata, str(path)).write(workdir / CONFIG)
+    write_atomically(inside, content)
 
 
-def read_config(workdir: Path) -> Config:
-    """The config of a work folder; ValueError where there is none to read."""
-    path = Path(workdir) / "config.json"
+def has_weights(workdir: Path) -> bool:
+    """Whether a work folder has weights yet: after its first validation."""
+    return (Path(workdir) / WEIGHTS).exists()
+
+
+def read_info(workdir: Path) -> RunInfo:
+    """What a work folder's run is; ValueError where there is none to read."""
+    path = Path(workdir) / CONFIG
     try:
-        return configs.from_dict(json.loads(path.read_text())["config"])
+        return RunInfo.read(path)
     except FileNotFoundError:
         raise ValueError(
             f"{workdir}: expected a work folder of a run, but it has no config.json"
         ) from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: can't be read as a config ({error})") from None
 
 
-def _commit() -> str | None:
-    """Commit of the checkout that the package runs from, None outside of one."""
-    here = Path(__file__).resolve().parent
+def read_config(workdir: Path) -> Config:
+    """The config of a work folder; ValueError where there is none to read."""
+    info = read_info(workdir)
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    tracked = (here.parent / ".git").exists()
-    return found.stdout.strip() or None if tracked and found.returncode == 0 else None
+        return configs.from_dict(info.config)
+    except ValueError as error:
+        raise ValueError(f"{Path(workdir) / CONFIG}: {error}") from None
+
+
+def commit() -> str:
+    """Commit of the checkout that the package runs from, or that it was built from;
+    "unknown" where neither is there to tell.
+    """
+    here = Path(__file__).resolve().parent
+    if (here.parent / ".git").exists():
+        try:
+            said = subprocess.run(
+                ["git", "rev-parse", "--short", "HEAD"],
+                cwd=here,
+                capture_output=True,
+                text=True,
+                timeout=10,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return UNKNOWN
+        return said.stdout.strip() if said.returncode == 0 else UNKNOWN
+    try:
+        return (here / BUILT_FROM).read_text().strip() or UNKNOWN
+    except FileNotFoundError:
+        return UNKNOWN

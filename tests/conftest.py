@@ -1,4 +1,4 @@
-"""Test setting: eight simulated CPU devices, strict ranks, a place for reference data."""
+"""Test setting: eight simulated CPU devices, strict ranks, and what all workers share."""
 
 import atexit
 import os
@@ -21,6 +21,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import contextlib  # noqa: E402
 import fcntl  # noqa: E402
 import pathlib  # noqa: E402
 
@@ -28,7 +29,15 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("support")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision, so that arithmetic by hand agrees to rounding."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -64,19 +73,55 @@ def command():
 
 
 @pytest.fixture(scope="session")
-def trained(command, tmp_path_factory):
-    """Work folder of the config `test`, trained from start to end; one for all workers."""
+def common(tmp_path_factory):
+    """A temporary folder of all workers."""
     place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent
-    folder = place / "trained" / "run"
-    folder.parent.mkdir(exist_ok=True)
-    with open(folder.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+
+@pytest.fixture(scope="session")
+def alone(common):
+    """`with alone(name)`: one worker at a time, and the next finds what it left."""
+
+    @contextlib.contextmanager
+    def enter(name):
+        with open(common / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    return enter
+
+
+@pytest.fixture(scope="session")
+def trained(command, common, alone):
+    """Work folder of the config `test`, trained from start to end."""
+    folder = common / "trained" / "run"
+    with alone("trained"):
         if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
             done = command("train", "--config", "test", "--workdir", folder)
             assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated_folder(common, alone):
+    """A small calibration and a measurement in three positions, in Open MPI's layout."""
+    from support import calibrated_scanner
+
+    folder = common / "calibrated"
+    with alone("calibrated"):
+        if not folder.exists():
+            calibrated_scanner.write_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated_config(calibrated_folder):
+    """The config `open_mpi` with the middle plane of that calibration."""
+    from support import calibrated_scanner
+
+    return calibrated_scanner.config_of(calibrated_folder)
 
 
 @pytest.fixture

@@ -100,8 +100,11 @@ def test_records(built):
     """Balanced, in order, with signals by the physics; TensorFlow stays away."""
     matrix = system_matrix.simulate(scanner.paper(32))
     for split, count in (("train", 48), ("test", 12)):
-        source = tfds.builder_from_directory(built).as_data_source(split)
-        names = source.features["family"].names
+        builder = tfds.builder_from_directory(built)
+        source, names = (
+            builder.as_data_source(split),
+            builder.info.features["family"].names,
+        )
         assert len(source) == count and names == list(phantoms.FAMILIES)
         assert [record["index"] for record in source] == list(range(count))
         assert [record["family"] for record in source] == [i % 6 for i in range(count)]

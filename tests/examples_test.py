@@ -1,35 +1,17 @@
-"""The launch scripts: each once, small, and their numbers by other routes."""
+"""The example programs: each once, small, and their numbers by other routes."""
 
-import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import scipy.optimize
+from support.programs import ROOT, load, script
 
-from mpi_jax import configs, physics, scanner, system_matrix
-from mpi_jax.cli import arguments, parser
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def script(name):
-    """The file of an example or a tool."""
-    (path,) = (p for f in ("examples", "tools") for p in (ROOT / f).glob(f"{name}.py"))
-    return path
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, script(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from mpi_jax import physics, scanner, system_matrix
 
 
 def run(name, folder, *options):
@@ -45,12 +27,6 @@ def run(name, folder, *options):
     record = json.loads((folder / f"{name}.json").read_text())
     assert record["settings"]["seed"] == 0 and record["version"]
     return record
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 # --- fit_tracer
@@ -215,34 +191,3 @@ def test_one_position_cannot_tell_scale_from_size(x64):
     np.testing.assert_allclose(
         physics.voltage(large, image), u, atol=1e-12 * np.abs(u).max()
     )
-
-
-# --- table
-
-
-def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
-    """The commands that it runs, read by the command line itself."""
-    table = load("table")
-    commands = []
-
-    def record(*words):
-        options, rest = parser._parser().parse_known_args([str(word) for word in words])
-        commands.append((options, rest))
-
-    monkeypatch.setattr(table, "mpi_jax", record)
-    words = ["--table", "paper", "--workdir", tmp_path, "--rows", "dual", "unet"]
-    words += ["--seeds", 3, 4, "--num", 60, "--methods", "tv", "--steps", 7]
-    monkeypatch.setattr(sys, "argv", ["table.py", *map(str, words)])
-    table.main()
-    *trains, evaluate, report = commands
-    runs = [tmp_path / f"{row}_{seed}" for seed in (3, 4) for row in ("dual", "unet")]
-    assert [made.workdir for made, _ in trains] == runs
-    assert [made.config for made, _ in trains] == ["paper", "paper_unet"] * 2
-    for (made, rest), seed in zip(trains, (3, 3, 4, 4), strict=True):
-        assert made.verb == "train" and made.resume
-        changed = arguments.fields(configs.get(made.config), rest, "train")
-        assert (changed.seed, changed.steps) == (seed, 7)
-    assert [evaluate[0].workdir, *evaluate[0].runs] == runs
-    assert (evaluate[0].num, evaluate[0].methods) == (60, ["tv"])
-    assert (report[0].verb, report[0].workdir) == ("report", runs[0])
-    assert not evaluate[1] and not report[1]

@@ -1,7 +1,10 @@
 """The house: who may import whom, read from the source."""
 
 import ast
+import configparser
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,9 +17,9 @@ LONGEST = 500  # lines of a file
 SIGNALS = {"scanner", "phantoms", "physics", "noise", "system_matrix"}
 LEARNING = {"data", "train", "models", "configs", "pretrained", "runs", "metrics"}
 # Room -> rooms of ours that it may import, in the order of the data. A room is a module
-# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg` and
-# `_progress` are tools, open to all and importing none of the rooms.
-TOOLS = {"_files", "_checks", "_linalg", "_progress"}
+# of mpi_jax or a package with all its modules. `_files`, `_checks`, `_linalg`,
+# `_progress` and `_spelling` are tools, open to all and importing none of the rooms.
+TOOLS = {"_files", "_checks", "_linalg", "_progress", "_spelling"}
 ALLOWED = {
     "scanner": set(),
     "phantoms": {"scanner"},
@@ -32,7 +35,7 @@ ALLOWED = {
     "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
-    "runs": {"configs", "pretrained"},
+    "runs": {"configs", "pretrained", "results"},
     "results": set(),
     "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
     "train": {"models", "data", "metrics", "runs", "configs", "pretrained"},
@@ -50,15 +53,29 @@ RESERVED = {
     "tensorflow_datasets": {"data"},
     "tyro": {"cli"},
     "tqdm": {"cli"},
-    "argparse": {"cli"},
+    "argparse": set(),
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
+# Tests of what is no single module: the house, its pages, programs, measured data of others.
+BESIDE = {"layout", "init", "doctest", "blocks", "measured", *PROGRAMS}
 
 
-def imports(path):
-    """The full name of every module that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, *, running=False):
+    """The full name of every module that a file imports.
+
+    running: without what only the type checker imports.
+    """
+    tree = ast.parse(path.read_text())
+    if running:
+        tree.body = [
+            node
+            for node in tree.body
+            if not (
+                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            )
+        ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -99,6 +116,15 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE) + sorted
 )
 
 
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def mirrored(path):
+    """The module that a test file tests, below mpi_jax."""
+    module = path.relative_to(ROOT / "tests")
+    return module.with_name(module.name.replace("_test.py", ".py"))
+
+
 def name(path):
     return str(path.relative_to(ROOT))
 
@@ -125,7 +151,7 @@ def test_no_circle_inside_a_package(path):
         return
     seen, todo = set(), [path]
     while todo:
-        for module in imports(todo.pop()):
+        for module in imports(todo.pop(), running=True):
             parts = module.split(".")
             if parts[:2] != ["mpi_jax", package.name] or len(parts) < 3:
                 continue
@@ -147,9 +173,27 @@ def test_nothing_is_reached_through_another_room(path):
         assert not through, f"{name(path)} reaches {attribute} through {door}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", FILES + TESTS, ids=name)
 def test_a_file_has_one_subject(path):
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+def test_tests_mirror_the_package():
+    """tests/<package>/<module>_test.py tests that module; what they share: tests/support."""
+    astray = [
+        name(path)
+        for path in TESTS
+        if path.stem.endswith("_test")
+        and not (PACKAGE / mirrored(path)).is_file()
+        and str(mirrored(path).with_suffix("")) not in BESIDE
+    ]
+    assert not astray, f"no such modules of mpi_jax: {', '.join(astray)}"
+    helpers = {
+        path.parent.relative_to(ROOT / "tests").as_posix()
+        for path in TESTS
+        if not path.stem.endswith("_test") and path.stem != "conftest"
+    }
+    assert helpers <= {"support"}, f"expected helpers in tests/support, found {helpers}"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +213,34 @@ def test_programs_come_in_by_the_doors(path):
 
 def test_every_room_has_its_rule():
     assert {room(p) for p in FILES} - TOOLS == set(ALLOWED)
+
+
+def declared(*extras):
+    """Names of the libraries that setup.cfg asks for, as pip spells them."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = setup["options"]["install_requires"].splitlines()
+    for extra in extras:
+        asked += setup["options.extras_require"][extra].splitlines()
+    names = (re.match(r"[\w-]*", line.strip())[0] for line in asked)
+    return {name.lower().replace("_", "-") for name in names if name}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    tops = {module.split(".")[0] for path in FILES for module in imports(path)}
+    tops -= {"mpi_jax", "setuptools"} | set(sys.stdlib_module_names)
+    providers = importlib.metadata.packages_distributions()
+    # Of an optional library that isn't installed, the name as it is imported.
+    libraries = {
+        top: {d.lower().replace("_", "-") for d in providers.get(top, [top])}
+        for top in tops
+    }
+    asked = declared("data", "tensorboard")
+    for top, names in libraries.items():
+        known = names | {top.lower().replace("_", "-")}
+        assert known & asked, f"{top} is imported and not declared in setup.cfg"
+    unused = declared() - set().union(*libraries.values())
+    assert not unused, f"{unused} are declared and imported nowhere"
 
 
 def test_help_costs_no_jax():

@@ -8,34 +8,53 @@ evaluation. Prints the SHA-256 that mpi_jax.configs.SHIPPED expects.
 """
 
 import argparse
+import dataclasses
 import hashlib
-import json
 import pathlib
 
-from mpi_jax import pretrained
+from mpi_jax import pretrained, results, runs
 
 LIMIT = 16 * 2**20  # bytes
-METRICS = ("psnr", "ssim", "mse", "dice", "iou")
 
 
 def test_numbers(summary):
-    """What the network reached on test images, out of evaluation/summary.json."""
-    (row,) = (r for r in summary["rows"] if r["method"] == "transgan")
-    keep = ("num", "snr_db", "device", "model")
-    return {k: summary[k] for k in keep} | {k: row[k] for k in METRICS if k in row}
+    """What the network of the work folder reached on test images.
+
+    Raises ValueError where it wasn't evaluated.
+    """
+    lines = [line for line in summary.rows if line.method == summary.run]
+    if not lines:
+        raise ValueError(
+            f"summary.json: expected a line of the folder's network {summary.run!r}, got "
+            f"{', '.join(line.method for line in summary.rows)}; run mpi-jax evaluate"
+        )
+    (line,) = lines
+    return results.TestNumbers(
+        num=summary.num,
+        snr_db=summary.snr_db,
+        device=summary.device,
+        model=summary.model,
+        psnr=line.psnr,
+        ssim=line.ssim,
+        mse=line.mse,
+        dice=line.dice,
+        iou=line.iou,
+    )
 
 
 def release(workdir, out):
     """The file written, and its SHA-256. Raises ValueError where it is too large."""
-    weights, about = pretrained.load_weights(workdir / "weights.safetensors")
-    summary = json.loads((workdir / "evaluation" / "summary.json").read_text())
-    about["test"] = test_numbers(summary)
-    path = out / f"{about['config']['name']}.safetensors"
+    source = workdir / runs.WEIGHTS
+    weights, metadata = pretrained.load_weights(source)
+    summary = results.Summary.read(workdir / "evaluation" / "summary.json")
+    info = results.RunInfo.of(metadata, str(source))
+    info = dataclasses.replace(info, test=test_numbers(summary))
+    path = out / f"{info.config['name']}.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    size = (workdir / "weights.safetensors").stat().st_size
+    size = source.stat().st_size
     if size > LIMIT:
         raise ValueError(f"{workdir}: expected at most {LIMIT:,} bytes, got {size:,}")
-    pretrained.export_weights(path, weights, about)
+    pretrained.export_weights(path, weights, info.as_json())
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,67 +1,66 @@
-"""The verbs evaluate, generalise, figure3 and report."""
+"""The verb evaluate."""
 
 from __future__ import annotations
 
-from mpi_jax.cli.arguments import print_table
+import dataclasses
+from pathlib import Path
+
+from mpi_jax._spelling import expect_one_of
+from mpi_jax.cli.files import check_num, print_table
 from mpi_jax.cli.progress import Progress
 
 
-def _evaluate(options) -> None:
-    from mpi_jax import pretrained, report, runs
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Tune and measure methods on test images."""
+
+    workdir: Path
+    """Work folder of a run."""
+    shipped: str | None = None
+    """Make the work folder out of the weights that ship with the package, of this config:
+    small64, small32."""
+    methods: tuple[str, ...] = ()
+    """Some of xspace, xspace_tensor, kaczmarz, cgnr, tikhonov, elastic_net, nonnegative,
+    tv, and the run's network by the name of its config; controls zero, mean, nearest,
+    ridge, xspace_max, kaczmarz_max. Default: xspace, kaczmarz, tikhonov, nonnegative, tv,
+    and the network where the run has weights."""
+    runs: tuple[Path, ...] = ()
+    """Further work folders of the same scanner and test settings, whose networks are
+    evaluated beside."""
+    snr: tuple[float, ...] = ()
+    """Power SNRs of the test signals [dB], as inf 60 40 30 20; methods are tuned for each.
+    Default: the config's."""
+    num: int = 600
+    """Test images."""
+
+
+def run(options: Options) -> None:
+    """Evaluate, write the report, print its first table."""
+    from mpi_jax import phantoms, pretrained, report, runs
     from mpi_jax.evaluation import table
 
+    check_num(options.num, len(phantoms.FAMILIES))
     if options.shipped is not None:
         runs.unpack(pretrained.shipped(options.shipped), options.workdir)
+    check_methods(options.methods, options.workdir)
     with Progress() as tell:
         table.run(
             options.workdir,
-            methods=options.methods,
+            names=options.methods or None,
             runs=options.runs,
             num=options.num,
-            snr=options.snr,
+            snr=options.snr or None,
             tell=tell,
         )
     report.write(options.workdir)
     print_table(options.workdir)
 
 
-def _figure3(options) -> None:
-    from mpi_jax import report
-    from mpi_jax.evaluation import figure3
+def check_methods(names: tuple[str, ...], workdir: Path) -> None:
+    """ValueError for a method that is none, and not the run's network, before any work."""
+    from mpi_jax import runs
+    from mpi_jax.methods.table import METHODS
 
-    with Progress() as tell:
-        figure3.run(
-            options.runs,
-            options.measurements,
-            options.phantoms,
-            options.out,
-            calibration=options.calibration,
-            periods=None if options.periods is None else tuple(options.periods),
-            background=options.background,
-            tell=tell,
-        )
-    path = report.write_measured(options.out)
-    print(path.read_text())
-    print(f"{options.out / 'figure3.png'}, {options.out / 'figure3.pdf'}, {path}")
-
-
-def _generalise(options) -> None:
-    from mpi_jax import report
-    from mpi_jax.evaluation import generalise
-
-    with Progress() as tell:
-        generalise.run(
-            options.workdir,
-            runs=options.runs,
-            methods=options.methods,
-            num=options.num,
-            suites=options.suites,
-            tell=tell,
-        )
-    print(report.write_generalisation(options.workdir).read_text(), end="")
-
-
-def _report(options) -> None:
-    from mpi_jax import report
-
-    print(report.write(options.workdir))
+    known = (*METHODS, runs.read_config(workdir).name)
+    for name in names:
+        expect_one_of("--methods", name, known)

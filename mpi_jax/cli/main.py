@@ -1,31 +1,49 @@
 """The command line: verbs to library calls. The only place that parses and prints.
 
-Exit codes: 0 done, 2 bad input (one line on stderr says what), 1 anything else.
+Exit codes: 0 done, 2 bad input (one line on stderr says what), 1 anything else, 130
+interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import os
 import sys
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
+import mpi_jax
+from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli.environment import keep_memory, quick_compilation
-from mpi_jax.cli.parser import _parser
+
+# Verb -> module of that name, with its `Options`, `run` and, where the defaults of a verb
+# hang on its arguments, `defaults`.
+VERBS = (
+    "demo",
+    "simulate",
+    "reconstruct",
+    "check",
+    "train",
+    "evaluate",
+    "generalise",
+    "figure3",
+    "report",
+    "configs",
+)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: sys.argv); returns the exit code."""
-    keep_memory()
-    quick_compilation()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options, rest = _parser().parse_known_args(arguments)
-        if rest and options.verb not in ("train", "reconstruct"):
-            raise ValueError(f"unknown arguments: {' '.join(rest)}")
-        options.rest = rest
-        options.run(options)
+        with _warnings_in_one_line():
+            _run(arguments)
         return 0
-    except SystemExit as stop:  # argparse: --help, --version, or bad usage
+    except SystemExit as stop:  # --help of a verb
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("mpi-jax: interrupted; finished work is kept", file=sys.stderr)
@@ -35,6 +53,79 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"mpi-jax: {_one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if arguments[0] == "--version":
+        print(mpi_jax.__version__)
+        return
+    verb, *rest = arguments
+    options = read(verb, rest)
+    keep_memory()
+    quick_compilation()
+    _module(verb).run(options)
+
+
+def read(verb: str, arguments: Sequence[str]) -> object:
+    """The options of a verb out of its arguments, an instance of its `Options`.
+
+    Raises ValueError in one line for unknown verbs and arguments that can't be read.
+    """
+    from mpi_jax.cli.options import parse
+
+    expect_one_of("verb", verb, VERBS)
+    module = _module(verb)
+    defaults = module.defaults(arguments) if hasattr(module, "defaults") else {}
+    return parse(module.Options, arguments, verb, defaults)
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"mpi_jax.cli.{verb}")
+
+
+def _help() -> str:
+    """The verbs, each with the first sentence of its options."""
+    lines = [
+        "usage: mpi-jax VERB [OPTIONS]",
+        "",
+        "Magnetic Particle Imaging in JAX: simulate, reconstruct, train, evaluate, report.",
+        "(Not the message-passing interface.) mpi-jax VERB --help tells its options.",
+        "",
+    ]
+    for verb in VERBS:
+        words = " ".join((_module(verb).Options.__doc__ or "").split())
+        first = words.partition(". ")[0].rstrip(".") + "."
+        lines += textwrap.wrap(
+            first, 79, initial_indent=f"  {verb:13}", subsequent_indent=15 * " "
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "  --version    print the version",
+            "",
+            "Exit codes: 0 done, 2 bad input, 1 anything else, 130 interrupted.",
+            "MPI_JAX_TRACEBACK=1 shows where an error came from.",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Warnings without the source code that raised them."""
+    before = warnings.formatwarning
+
+    def line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"mpi-jax: warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _one_line(error: Exception) -> str:

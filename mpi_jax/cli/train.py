@@ -1,56 +1,56 @@
-"""The verbs demo and train."""
+"""The verb train."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from mpi_jax import configs
-from mpi_jax.cli.arguments import fields, print_table
+from mpi_jax.cli.options import value_of
 from mpi_jax.cli.progress import Progress
 
-# --- Verbs
+_SHOWN = "small"  # whose settings are the defaults in --help where no config is named
 
 
-def demo(options) -> None:
-    from mpi_jax import pretrained, report, runs, train
-    from mpi_jax.evaluation import table
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train a config in a work folder. Every field of the config is an option.
 
-    began = time.monotonic()
-    config = configs.get(options.config)
-    # Beside what is trained here: weights that ship for the same scanner. All of them
-    # are shown the same signals, sampled as those that the weights were trained on.
-    folders = []
-    for name in configs.SHIPPED:
-        stored = pretrained.load_weights(pretrained.shipped(name))[1]["config"]
-        other = configs.from_dict(stored)
-        oversample = other.scanner.oversample
-        scanner = dataclasses.replace(config.scanner, oversample=oversample)
-        same = (other.scanner, other.data.test_snr_db)
-        if same == (scanner, config.data.test_snr_db):
-            config = dataclasses.replace(config, scanner=scanner)
-            folders.append(options.workdir / f"shipped_{name}")
-    with Progress() as tell:
-        train.run(config, options.workdir, resume=options.resume, tell=tell)
-        for folder in folders:
-            name = folder.name.removeprefix("shipped_")
-            runs.unpack(pretrained.shipped(name), folder)
-        table.run(options.workdir, runs=folders, num=options.num, tell=tell)
-    page = report.write(options.workdir)
-    print_table(options.workdir)
-    print(f"\n{time.monotonic() - began:.0f} s. Open {page}")
+    Defaults of these are those of the config: `mpi-jax train --config NAME --help` shows
+    them, without a name those of `small`.
+    """
+
+    config: str
+    """Name of a config; `mpi-jax configs` lists them."""
+    workdir: Path
+    """Work folder: new, empty, or with --resume that of the same config."""
+    resume: bool = False
+    """Go on with the run that the folder holds, from its newest checkpoint."""
+    overrides: configs.Config = dataclasses.field(
+        default_factory=lambda: configs.get(_SHOWN)
+    )
 
 
-def _train(options) -> None:
+def defaults(arguments: Sequence[str]) -> dict[str, object]:
+    """The named config's settings, where one is named."""
+    name = value_of("--config", arguments)
+    return {} if name is None else {"overrides": configs.get(name)}
+
+
+def run(options: Options) -> None:
+    """Train, and print how good the network is on validation images."""
     from mpi_jax import train
 
-    config = fields(configs.get(options.config), options.rest, "train")
     with Progress() as tell:
-        result = train.run(config, options.workdir, resume=options.resume, tell=tell)
+        result = train.run(
+            options.overrides, options.workdir, resume=options.resume, tell=tell
+        )
     if result:
         print(
             f"{options.workdir}: validation PSNR {result['validation_psnr']:.2f} dB, "
             f"SSIM {result['validation_ssim']:.3f}, Dice {result['validation_dice']:.3f}"
         )
     else:
-        print(f"{options.workdir}: all {config.steps} steps were done already")
+        steps = options.overrides.steps
+        print(f"{options.workdir}: all {steps} steps were done already")

@@ -2,6 +2,7 @@
 
 import importlib
 
+from mpi_jax._spelling import expect_one_of
 from mpi_jax.configs.schema import Config
 
 # The learned methods of the paper's Table 1: rows of every table of runs.
@@ -31,7 +32,7 @@ _TABLE_OF = {  # paper itself is its dual-task row
     for row in LEARNED
     if (table, row) != ("paper", "dual")
 }
-# name -> one line for --help; the settings stand in the module of the same name, those
+# name -> one line for `mpi-jax configs`; the settings stand in the module of the same name, those
 # of a row in the module of its table.
 CONFIGS = {
     "test": "seconds: 16 images of 32 x 32 a step, a few steps; for tests and CI",
@@ -58,8 +59,7 @@ SHIPPED = {
 
 def get(name: str) -> Config:
     """The config of a name of CONFIGS; ValueError for any other."""
-    if name not in CONFIGS:
-        raise ValueError(f"config: expected one of {', '.join(CONFIGS)}; got {name!r}")
+    expect_one_of("config", name, CONFIGS)
     if name in _TABLE_OF:
         return importlib.import_module(f"mpi_jax.configs.{_TABLE_OF[name]}").ROWS[name]
     return importlib.import_module(f"mpi_jax.configs.{name}").CONFIG

@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Literal
 
+MatrixBackground = Literal["none", "mean", "interpolated"]
+Background = Literal["none", "mean", "interpolated", "external"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -26,7 +29,7 @@ class Preprocessing:
     """Only that many rows, those of the highest ratio; 0: off. Not with snr_threshold."""
     max_mixing_order: int = 0
     """Only frequencies that mix the drive frequencies with sum |m| up to this; 0: off."""
-    matrix_background: Literal["none", "mean", "interpolated"] = "none"
+    matrix_background: MatrixBackground = "none"
     """What the system matrix loses: nothing, the mean of its background frames, or these
     interpolated in time."""
     plane: int | None = None
@@ -63,7 +66,7 @@ class Preprocessing:
     multiple of g, the harmonics of the short period; None: all."""
     allow_short: bool = False
     """Let the last average have fewer frames or periods."""
-    background: Literal["none", "mean", "interpolated", "external"] = "none"
+    background: Background = "none"
     """What the measurement loses: nothing, the mean of its background frames, these
     interpolated in time, or the mean of all frames of another file."""
     joint_background: int = 0
@@ -86,8 +89,8 @@ class Preprocessing:
     """Differences of the two files that are accepted, by their names in the complaint."""
 
     def __post_init__(self):
-        def expect(fine, name, expected):
-            if not fine:
+        def expect(is_so, name, expected):
+            if not is_so:
                 raise ValueError(
                     f"{name}: expected {expected}, got {getattr(self, name)!r}"
                 )
@@ -95,11 +98,11 @@ class Preprocessing:
         low, high = self.min_frequency, self.max_frequency
         expect(0 <= low <= high, "min_frequency", f"0 to max_frequency {high:g} Hz")
         for band in self.stop_bands:
-            fine = len(band) == 2 and band[0] <= band[1]
-            expect(fine, "stop_bands", "(from, to) Hz")
+            is_band = len(band) == 2 and band[0] <= band[1]
+            expect(is_band, "stop_bands", "(from, to) Hz")
         for name in ("snr_threshold", "background_penalty"):
-            fine = 0 <= getattr(self, name) < math.inf
-            expect(fine, name, "a finite number >= 0")
+            is_finite = 0 <= getattr(self, name) < math.inf
+            expect(is_finite, name, "a finite number >= 0")
         for name in (
             "num_rows",
             "max_mixing_order",
@@ -109,41 +112,38 @@ class Preprocessing:
             expect(getattr(self, name) >= 0, name, "a number >= 0")
         for name in ("sparse_reduction", "sparse_threshold"):
             expect(0 <= getattr(self, name) <= 1, name, "0 to 1")
-        both = self.sparse_reduction and self.sparse_threshold
-        expect(not both, "sparse_threshold", "0 where sparse_reduction is in use")
+        one = not (self.sparse_reduction and self.sparse_threshold)
+        expect(one, "sparse_threshold", "0 where sparse_reduction is in use")
         expect(self.period_grouping >= 1, "period_grouping", "a number >= 1")
         long = self.period_grouping > 1
-        fine = self.sidebands is None or (long and self.sidebands >= 0)
-        expect(fine, "sidebands", "None, or with period_grouping a number >= 0")
-        fine = not (long and self.spectral_leakage)
-        expect(fine, "spectral_leakage", "False with period_grouping")
-        both = self.num_rows and self.snr_threshold
-        expect(not both, "num_rows", "0 where snr_threshold is in use")
+        beside = self.sidebands is None or (long and self.sidebands >= 0)
+        expect(beside, "sidebands", "None, or with period_grouping a number >= 0")
+        leaking = long and self.spectral_leakage
+        expect(not leaking, "spectral_leakage", "False with period_grouping")
+        one = not (self.num_rows and self.snr_threshold)
+        expect(one, "num_rows", "0 where snr_threshold is in use")
         for name in ("matrix_background", "background"):
             expect(getattr(self, name) in _BACKGROUNDS[name], name, _BACKGROUNDS[name])
-        fine = not self.joint_background or self.background == "none"
-        expect(fine, "joint_background", "0 where another background is in use")
-        fine = not self.background_penalty or self.joint_background
-        expect(fine, "background_penalty", "0 without joint_background")
+        alone = not self.joint_background or self.background == "none"
+        expect(alone, "joint_background", "0 where another background is in use")
+        joint = not self.background_penalty or self.joint_background
+        expect(joint, "background_penalty", "0 without joint_background")
         expect(self.frame_average >= 1, "frame_average", "a number >= 1")
         expect(self.plane is None or self.plane >= 0, "plane", "None or a number >= 0")
-        fine = self.slab == 0 or (self.slab > 0 and self.plane is not None)
-        expect(fine, "slab", "0, or with a plane a number >= 0")
+        around = self.slab == 0 or (self.slab > 0 and self.plane is not None)
+        expect(around, "slab", "0, or with a plane a number >= 0")
         expect(all(n >= 0 for n in self.channels), "channels", "numbers >= 0")
         expect(all(n >= 0 for n in self.frames), "frames", "numbers >= 0")
-        fine = self.periods is None or 0 <= self.periods[0] < self.periods[1]
-        expect(fine, "periods", "(first, behind the last)")
-        fine = all(n >= 1 for n in self.shape) and len(self.shape) in (0, 2, 3)
-        expect(fine, "shape", "(nz, ny, nx) or (ny, nx)")
-        fine = self.field_of_view is None or bool(self.shape)
-        expect(fine, "field_of_view", "None where no shape is given")
-        fine = self.field_of_view is None or (
-            len(self.field_of_view) == 3
-            and all(0 < length < math.inf for length in self.field_of_view)
-        )
-        expect(fine, "field_of_view", "(x, y, z), lengths > 0 m")
-        fine = all(math.isfinite(w) and w >= 0 for w in self.channel_weights)
-        expect(fine, "channel_weights", "numbers >= 0")
+        ordered = self.periods is None or 0 <= self.periods[0] < self.periods[1]
+        expect(ordered, "periods", "(first, behind the last)")
+        is_shape = all(n >= 1 for n in self.shape) and len(self.shape) in (0, 2, 3)
+        expect(is_shape, "shape", "(nz, ny, nx) or (ny, nx)")
+        if (extent := self.field_of_view) is not None:
+            expect(bool(self.shape), "field_of_view", "None where no shape is given")
+            lengths = len(extent) == 3 and all(0 < n < math.inf for n in extent)
+            expect(lengths, "field_of_view", "(x, y, z), lengths > 0 m")
+        weights = all(math.isfinite(w) and w >= 0 for w in self.channel_weights)
+        expect(weights, "channel_weights", "numbers >= 0")
 
 
 _BACKGROUNDS = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from mpi_jax.configs.preprocessing import MatrixBackground
+
 
 @dataclasses.dataclass(frozen=True)
 class ScannerConfig:
@@ -46,7 +48,7 @@ class CalibrationConfig:
     """Lowest frequency in use [Hz]."""
     snr_threshold: float = 1.5
     """Lowest signal-to-noise ratio of a row in use."""
-    background: str = "interpolated"
+    background: MatrixBackground = "interpolated"
     """What the rows lose: none, the mean of the background frames, or these
     interpolated in time."""
 
@@ -103,10 +105,13 @@ class LossConfig:
     """Weights of the loss terms; the paper's are 20, 5, 5."""
 
     mae: float = 20.0
+    """Of the mean absolute error of the image [1]."""
     bce: float = 5.0
+    """Of the binary cross-entropy of the mask [1]."""
     dice: float = 5.0
+    """Of the Dice loss of the mask [1]."""
     adversarial: float = 1.0
-    """0 leaves the discriminator out."""
+    """Of the adversarial term [1]; 0 leaves the discriminator out."""
     kind: str = "bce"
     """Adversarial loss: bce or wgangp."""
     critic_steps: int = 1
@@ -120,12 +125,15 @@ class OptimiserConfig:
     learning_rate: float = 1e-4
     """Peak rate of the generator."""
     discriminator_rate: float = 1e-4
+    """Peak rate of the discriminator."""
     schedule: str = "constant"
     """constant, or cosine (to 0 at the last step); both after the warm-up."""
     warmup: int = 0
     """Steps of linear warm-up."""
     b1: float = 0.0
+    """Decay of Adam's first moment."""
     b2: float = 0.99
+    """Decay of Adam's second moment."""
     clip: float = 5.0
     """Largest global gradient norm."""
     ema: float = 0.999
@@ -137,11 +145,13 @@ class Config:
     """One run."""
 
     name: str
+    """Name of the run in tables and beside its weights."""
     generator: str
     """Row of GENERATORS of mpi_jax.models.transgan or .baselines."""
     discriminator: str
     """Row of DISCRIMINATORS, likewise."""
     steps: int
+    """Steps of training."""
     scanner: ScannerConfig = ScannerConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     data: DataConfig = DataConfig()
@@ -159,6 +169,7 @@ class Config:
     checkpoint_every: int = 500
     """Steps between validation and checkpoint."""
     validation_images: int = 120
+    """Images that checkpoints are validated on, and classical methods tuned."""
     tensorboard: bool = False
     """Write the numbers of metrics.jsonl as TensorBoard scalars, too (tensorboardX)."""
 
@@ -195,12 +206,12 @@ def _build(cls, values, where):
             f"{where}: expected the fields {', '.join(fields)}; "
             f"unknown: {sorted(unknown) or 'none'}, missing: {missing or 'none'}"
         )
-    made = {}
+    settings = {}
     for name, value in values.items():
         default = fields[name].default
         if dataclasses.is_dataclass(default):
             value = _build(type(default), value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
-        made[name] = value
-    return cls(**made)
+        settings[name] = value
+    return cls(**settings)

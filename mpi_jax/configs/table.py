@@ -51,8 +51,8 @@ def rows(
         "wgan": dual | {"loss": wasserstein},
         "light_mask": dual | {"loss": light},
     }
-    made = {}
+    rows = {}
     for variation in LEARNED:
         name = f"{base.name}_{variation}"
-        made[name] = dataclasses.replace(base, name=name, **variations[variation])
-    return made
+        rows[name] = dataclasses.replace(base, name=name, **variations[variation])
+    return rows

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Complex, Float
 
 from mpi_jax import mdf, preprocess
 from mpi_jax.configs import Config, Preprocessing
+from mpi_jax.configs.preprocessing import Background
 from mpi_jax.scanner import CalibratedScanner, Grid
 
 PRESET = "calibration"  # of ScannerConfig
@@ -58,7 +59,8 @@ def scanner_of(config: Config) -> CalibratedScanner:
     Raises ValueError for a plane or field of view that the calibration doesn't have.
     """
     file, settings = read(config), config.calibration
-    receiver, plane = file.acquisition.receiver, mdf.grid(file, settings.plane)
+    receiver = mdf.need_acquisition(file).receiver
+    plane = mdf.grid(file, settings.plane)
     extent = np.asarray(plane.field_of_view, float)
     side, widest = settings.field_of_view, extent[:2].min()
     if not 0 < side <= widest * (1 + 1e-6):
@@ -103,10 +105,10 @@ def matrix(
 
     Raises ValueError as `pipeline.prepare` does, and where a channel has no rows.
     """
-    made = scanner_of(config)
+    samples = scanner_of(config).samples
     system = preprocess.prepare(read(config), None, preprocessing(config))
     columns = _in_time(
-        np.asarray(system.system_matrix).T, system.frequency_selection, made.samples
+        np.asarray(system.system_matrix).T, system.frequency_selection, samples
     )
     frequency_selection = system.frequency_selection[
         sorted(config.calibration.channels)
@@ -125,7 +127,7 @@ def voltage(
     measurement: mdf.MDF,
     *,
     periods: tuple[int, int] | None = None,
-    background: str = "mean",
+    background: Background = "mean",
 ) -> Float[np.ndarray, "N C V"]:
     """A measurement's mean period in the unit and rows of `matrix`, a signal a frame.
 
@@ -143,7 +145,7 @@ def voltage(
         raise ValueError(
             f"periods: expected those of one offset field, got {periods} with several"
         )
-    samples = measurement.acquisition.receiver.samples
+    samples = mdf.need_acquisition(measurement).receiver.samples
     return _in_time(np.asarray(system.measurement), system.frequency_selection, samples)
 
 
@@ -159,13 +161,13 @@ def _in_time(
     return np.fft.irfft(used, samples).astype(data.real.dtype)
 
 
-def _unmoved(calibration, measurement):
+def _unmoved(calibration: mdf.MDF, measurement: mdf.MDF) -> tuple[int, int] | None:
     """The run of periods with the calibration's offset field, or None for all."""
-    fields = [f.acquisition.offset_field for f in (calibration, measurement)]
-    own, moved = fields
+    at_rest = mdf.need_acquisition(calibration).offset_field
+    moved = mdf.need_acquisition(measurement).offset_field
     if moved is None or np.ptp(moved, axis=0).max() == 0:
         return None
-    start = np.zeros(3) if own is None else own[0, 0]
+    start = np.zeros(3) if at_rest is None else at_rest[0, 0]
     near = np.flatnonzero(np.abs(moved[:, 0] - start).max(axis=1) < 1e-9)
     if not len(near) or np.ptp(near) != len(near) - 1:
         raise ValueError(

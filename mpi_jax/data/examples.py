@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +31,9 @@ class Pictures(NamedTuple):
     The mask was decided before the image was rounded.
     """
 
-    image: UInt8[Array, "B ny nx"]
-    mask: Bool[Array, "B ny nx"]
-    family: Int[Array, " B"]
+    image: UInt8[Array | np.ndarray, "B ny nx"]
+    mask: Bool[Array | np.ndarray, "B ny nx"]
+    family: Int[Array | np.ndarray, " B"]
 
 
 class Examples(NamedTuple):
@@ -41,7 +42,7 @@ class Examples(NamedTuple):
     image: Float[Array, "B ny nx"]
     mask: Float[Array, "B ny nx"]
     voltage: Float[Array, "B C V"]
-    family: Int[Array, " B"]
+    family: Int[Array | np.ndarray, " B"]
 
     @property
     def family_names(self) -> np.ndarray:
@@ -76,7 +77,9 @@ def observe(
 
     snr_db: smallest and largest power SNR [dB], drawn uniformly for each example.
     """
-    image = pictures.image.astype(jnp.float32) / 255
+    chex.assert_equal_shape([pictures.image, pictures.mask])
+    chex.assert_tree_shape_prefix(pictures, (len(pictures.family),))
+    image = jnp.asarray(pictures.image, jnp.float32) / 255
     u = system_matrix.forward(forward.matrix, image)
     low, high = snr_db[0], snr_db[1]
     index = start + jnp.arange(len(image))
@@ -92,7 +95,7 @@ def observe(
             noise, u, forward.frequency_selection
         )
 
-    mask = pictures.mask.astype(jnp.float32)
+    mask = jnp.asarray(pictures.mask, jnp.float32)
     return Examples(image, mask, jax.vmap(noisy)(index, u), pictures.family)
 
 
@@ -116,8 +119,9 @@ def draw(
     pair = jnp.broadcast_to(jnp.asarray(snr_db, jnp.float32), (2,))
     key = jax.random.key(_NOISE_SEED) if key is None else key
     number = phantoms.SPLITS.index(split)
-    made = draw_pictures(number, start, size, forward.scanner.grid, families)
-    return _observe(forward, made, start, pair, key)
+    # All six arguments as in `stream`: one traced and compiled program for both.
+    drawn = draw_pictures(number, start, size, forward.scanner.grid, families, None)
+    return _observe(forward, drawn, start, pair, key)
 
 
 # What is compiled for one device and any split serves all who draw that many.

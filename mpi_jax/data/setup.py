@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,17 @@ from mpi_jax.data.examples import draw
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.reconstruct import spectral
 
-PRESETS = {"paper": scanner.paper, "open_mpi_2d": scanner.open_mpi_2d}
+
+class Preset(Protocol):
+    """A scanner by the pixels of its side and how finely it is sampled inside."""
+
+    def __call__(self, pixels: int, /, *, oversample: int) -> scanner.Scanner: ...
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": scanner.paper,
+    "open_mpi_2d": scanner.open_mpi_2d,
+}
 _SCALE_IMAGES = 120  # training images that set the scale of the signals
 
 
@@ -41,15 +52,15 @@ def make_scanner(config: Config) -> scanner.Scanner | scanner.CalibratedScanner:
 
 def simulator(config: Config) -> ForwardModel:
     """What examples need: the calibration of a config's scanner. Scale 1, no basis."""
-    made, frequency_selection = make_scanner(config), None
-    if isinstance(made, scanner.CalibratedScanner):
+    device, frequency_selection = make_scanner(config), None
+    if isinstance(device, scanner.CalibratedScanner):
         matrix, frequency_selection = map(jnp.asarray, calibrated.matrix(config))
     else:
-        matrix = system_matrix.simulate(made, config.scanner.model)
+        matrix = system_matrix.simulate(device, config.scanner.model)
     return ForwardModel(
-        scanner=made,
+        scanner=device,
         matrix=matrix,
-        scale=jnp.ones((made.channels, 1)),
+        scale=jnp.ones((device.channels, 1)),
         basis=None,
         lams=jnp.asarray(config.physics.lams, jnp.float32),
         iterations=config.physics.iterations,
@@ -76,7 +87,9 @@ def build(config: Config) -> ForwardModel:
     return dataclasses.replace(forward, scale=scale)
 
 
-def check_voltage(scanner: scanner.Scanner, voltage: np.ndarray) -> np.ndarray:
+def check_voltage(
+    scanner: scanner.Scanner | scanner.CalibratedScanner, voltage: np.ndarray
+) -> np.ndarray:
     """A measured voltage as [N, C, V] float32; ValueError where it can't be one.
 
     Takes [C, V], [N, C, V] or flat [C * V], [N, C * V].

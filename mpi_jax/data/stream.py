@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,6 @@ from mpi_jax import phantoms, scanner
 from mpi_jax.configs import Config
 from mpi_jax.data.examples import Pictures, draw_pictures, pictures
 from mpi_jax.data.tfds import Reader
-
-# --- Training pictures, drawn or read
 
 
 def training_pictures(
@@ -58,25 +57,28 @@ def training_pictures(
                 f"{settings.folder}, got {images}"
             )
 
-        def made(start):
+        def read_or_draw(start):
             position = start[:, None] + np.arange(size)
             index = np.asarray(phantoms.indices(position, families, images))
             return reader(index)
 
     elif devices == 1:
 
-        def made(start):
-            one = draw_pictures(0, start[0], size, grid, families, images)
+        def read_or_draw(start):
+            # A Python integer as in `examples.draw`: the same compiled program.
+            one = draw_pictures(0, int(start[0]), size, grid, families, images)
             return jax.tree.map(lambda a: a[None], one)
 
     else:
         drawn = jax.pmap(lambda start: pictures(0, start, size, grid, families, images))
 
-        def made(start):
+        def read_or_draw(start):
             return drawn(start)
 
     def of_step(step):
         start = step * settings.batch_size + first
-        return start, made(start)
+        shards = read_or_draw(start)
+        chex.assert_tree_shape_prefix(shards, (devices, size))
+        return start, shards
 
     return of_step

@@ -18,18 +18,18 @@ class Reader:
     or other sizes than `shape` (ny, nx), and where tensorflow-datasets is absent.
     """
 
-    def __init__(self, folder: str | Path, split: str, shape: tuple[int, int]):
-        folder = Path(folder).expanduser() if folder else None
-        if folder is None or not folder.is_dir():
+    def __init__(self, folder: str | Path, split: str, shape: tuple[int, ...]):
+        top = Path(folder).expanduser()
+        if not folder or not top.is_dir():
             raise ValueError(
                 f"data.folder: expected the folder of a data set built by "
                 f"datasets/build.py mpi_phantoms, got {folder or 'none'}"
             )
-        found = sorted(path.parent for path in folder.rglob("dataset_info.json"))
-        if len(found) != 1:
-            these = ", ".join(str(path.relative_to(folder)) for path in found)
+        built = sorted(path.parent for path in top.rglob("dataset_info.json"))
+        if len(built) != 1:
+            these = ", ".join(str(path.relative_to(top)) for path in built)
             raise ValueError(
-                f"data.folder: expected one data set in {folder}, found {these or 'none'}"
+                f"data.folder: expected one data set in {top}, found {these or 'none'}"
             )
         try:
             import tensorflow_datasets as tfds
@@ -37,7 +37,7 @@ class Reader:
             raise ValueError(
                 "data.source: tfds needs tensorflow-datasets: pip install mpi_jax[data]"
             ) from None
-        builder = tfds.builder_from_directory(found[0])
+        builder = tfds.builder_from_directory(built[0])
         if builder.name != "mpi_phantoms" or split not in builder.info.splits:
             raise ValueError(
                 f"data.folder: expected mpi_phantoms with a split {split}, found "
@@ -47,9 +47,9 @@ class Reader:
         if tuple(shape) != have:
             raise ValueError(
                 f"data.folder: expected images of {shape[0]} x {shape[1]} pixels, those "
-                f"of {folder} have {have[0]} x {have[1]}"
+                f"of {top} have {have[0]} x {have[1]}"
             )
-        self._folder, self._shape = folder, have
+        self._folder, self._shape = top, have
         self._records = builder.as_data_source(split)
 
     def __len__(self) -> int:
@@ -57,14 +57,14 @@ class Reader:
 
     def __call__(self, index: Int[np.ndarray, "*n"]) -> Pictures:
         """Pictures [*n, ...]; ValueError where a record isn't the image it should be."""
-        wanted = index.ravel().tolist()
-        if min(wanted) < 0 or max(wanted) >= len(self):
+        numbers = index.ravel().tolist()
+        if min(numbers) < 0 or max(numbers) >= len(self):
             raise ValueError(
                 f"index: expected 0 to {len(self) - 1}, the images in {self._folder}; got "
-                f"{min(wanted)} to {max(wanted)}"
+                f"{min(numbers)} to {max(numbers)}"
             )
-        records = self._records.__getitems__(wanted)
-        for i, record in zip(wanted, records, strict=True):
+        records = self._records.__getitems__(numbers)
+        for i, record in zip(numbers, records, strict=True):
             if record["index"] != i:
                 raise ValueError(
                     f"{self._folder}: expected image {i} in record {i}, found "

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mpi_jax import bootstrap, data, metrics, phantoms, system_matrix
+from mpi_jax import bootstrap, data, methods, metrics, phantoms, system_matrix
 from mpi_jax.configs import Config
-from mpi_jax.methods import classical, problem, tuning
 from mpi_jax.noise import add_noise, coloured_noise, narrow_band, pink, signals
 from mpi_jax.scanner import Grid, Scanner
 
@@ -28,8 +26,7 @@ SUITES = (
     "linearity",
     "hallucination",
 )
-METHODS = (*classical.CLASSICAL, "transgan")
-USUAL = ("tikhonov", "kaczmarz", "nonnegative", "transgan")
+USUAL = ("tikhonov", "kaczmarz", "nonnegative")
 ZERO = "zero"  # the control: an image of zeros for every signal
 
 SNRS = (60.0, 50.0, 40.0, 30.0, 20.0, 10.0)  # [dB]
@@ -136,28 +133,14 @@ def disjoint_pairs(masks: Bool[np.ndarray, "N ny nx"]) -> list[tuple[int, int]]:
     return pairs
 
 
-# --- Methods and cases
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A solver with its settings: voltages [B, C, V] -> images >= 0 and a mask's logit.
-
-    The images have no upper limit here. threshold: of masks, where there is no logit.
-    """
-
-    name: str
-    label: str
-    solve: Callable[[Voltages], tuple[Array, Array | None]]
-    settings: dict[str, Any]
-    lacks: tuple[str, ...] = ()  # families that its network was trained without
+# --- Cases
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """Signals that every method meets, and what is true of them.
 
-    score(case, solve) -> {metric: [n]}, with solve(u) -> (image, logit). shows: metrics
+    score(context, case, method) -> {metric: [n]}. shows: metrics
     in the table. paired: the in-distribution images in their order; None: there is
     nothing to compare with. against: method -> method whose values of this case it is
     compared with, instead of the in-distribution ones. tuned_on: examples that classical
@@ -192,9 +175,10 @@ class Context:
     """What all suites work with. The simulator is the operator that makes the data."""
 
     config: Config
-    problem: problem.Problem | None
+    problem: methods.Problem | None
     truth: data.Examples  # noise-free, in distribution
-    methods: dict[str, Method]
+    methods: dict[str, methods.Ready]
+    lacks: dict[str, tuple[str, ...]]  # of networks: families they were trained without
     V: Array | None  # [P, k] of the singular values above CUT
     validation: data.Examples  # noise-free
     simulator: data.ForwardModel
@@ -208,23 +192,28 @@ class Context:
         return add_noise(jax.random.key(SEED), u, self.snr)
 
 
-def against_truth(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
-    image, logit, fraction = solve(case.voltage)
-    image = jnp.clip(image, 0, case.peak)
-    mask = logit > 0 if fraction is None else tuning.threshold(image, fraction)
-    found = metrics.scores(image, case.image, mask, case.mask, case.peak)
+def against_truth(
+    context: Context, case: Case, method: methods.Ready
+) -> dict[str, Array]:
+    """Scores of the images, and what of them the signal cannot tell."""
+    made = method.solve(case.voltage)
+    image = jnp.clip(made.image, 0, case.peak)
+    mask = method.mask(made._replace(image=image))
+    scores = metrics.scores(image, case.image, mask, case.mask, case.peak)
     energy, error = unseen(context.V, image, case.image)
-    return {**found, "unseen_energy": energy, "unseen_error": error}
+    return {**scores, "unseen_energy": energy, "unseen_error": error}
 
 
-def _superposed(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
+def _superposed(
+    context: Context, case: Case, method: methods.Ready
+) -> dict[str, Array]:
     one, other = case.voltage
-    images = (solve(u)[0] for u in (one + other, one, other))
+    images = (method.solve(u).image for u in (one + other, one, other))
     return {"superposition": superposition(*images)}
 
 
-def _blank(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
-    image = solve(case.voltage)[0]
+def _blank(context: Context, case: Case, method: methods.Ready) -> dict[str, Array]:
+    image = method.solve(case.voltage).image
     return {
         "rms": jnp.sqrt(jnp.mean(jnp.square(image), axis=(-2, -1))),
         "largest": jnp.max(image, axis=(-2, -1)),
@@ -234,7 +223,7 @@ def _blank(context: Context, case: Case, solve) -> dict[str, np.ndarray]:
 # --- The suites: context -> cases
 
 
-def _reference(context: Context) -> Case:
+def reference(context: Context) -> Case:
     t = context.truth
     name = "in distribution; same S (inverse crime)"
     return Case(name, context.noisy(t.voltage), t.image, t.mask, paired=True)
@@ -242,21 +231,19 @@ def _reference(context: Context) -> Case:
 
 def _families(context: Context) -> Iterator[Case]:
     count, size = len(context.truth.image), len(phantoms.FAMILIES)
-    whole = [
-        m.name for m in context.methods.values() if "transgan" in m.name and not m.lacks
-    ]
-    missing = {f for m in context.methods.values() for f in m.lacks}
+    whole = [name for name, lacks in context.lacks.items() if not lacks]
+    missing = {family for lacks in context.lacks.values() for family in lacks}
     if not missing:
         return
     drawn = test_images(context.simulator, context.config, count * size)
     for family in sorted(missing, key=phantoms.FAMILIES.index):
-        own = np.asarray(drawn.family) == phantoms.FAMILIES.index(family)
-        own = np.flatnonzero(own)[:count]
-        u = context.noisy(drawn.voltage[own])
-        lacking = [m.name for m in context.methods.values() if family in m.lacks]
+        shown = np.asarray(drawn.family) == phantoms.FAMILIES.index(family)
+        shown = np.flatnonzero(shown)[:count]
+        u = context.noisy(drawn.voltage[shown])
+        lacking = [name for name, lacks in context.lacks.items() if family in lacks]
         against = {name: whole[0] for name in lacking} if whole else {}
         name = f"{family}: left out by {', '.join(lacking)}"
-        yield Case(name, u, drawn.image[own], drawn.mask[own], against=against)
+        yield Case(name, u, drawn.image[shown], drawn.mask[shown], against=against)
 
 
 def _drawn(context: Context, name: str, label: str) -> Case:
@@ -279,11 +266,11 @@ def _vessels(context: Context) -> Iterator[Case]:
 def _snr(context: Context) -> Iterator[Case]:
     t, v = context.truth, context.validation
     scanner = context.simulator.scanner
-    test, tuning = (jax.random.key(SEED + n) for n in (0, 1))
+    test, validation = (jax.random.key(SEED + n) for n in (0, 1))
 
     def case(name, noise, **options):
         u = noise(test, t.voltage, **options)
-        tuned_on = v._replace(voltage=noise(tuning, v.voltage, **options))
+        tuned_on = v._replace(voltage=noise(validation, v.voltage, **options))
         return Case(name, u, t.image, t.mask, paired=True, tuned_on=tuned_on)
 
     for snr in SNRS:
@@ -307,7 +294,7 @@ def _operator(context: Context) -> Iterator[Case]:
         u = context.noisy(signals(nominal, scanner, t.image, model))
         return Case(name, u, t.image, t.mask, paired=True)
 
-    yield dataclasses.replace(_reference(context), name="same S (inverse crime)")
+    yield dataclasses.replace(reference(context), name="same S (inverse crime)")
     for factor in DIAMETERS:
         name = f"core diameter {100 * (factor - 1):+.0f} %"
         yield case(name, shifted(nominal, diameter=factor))
@@ -351,9 +338,9 @@ def _linearity(context: Context) -> Iterator[Case]:
 
 
 def _hallucination(context: Context) -> Iterator[Case]:
-    reference, count = _reference(context), context.V.shape[1]
+    count = context.V.shape[1]
     yield dataclasses.replace(
-        reference,
+        reference(context),
         name=f"in distribution; V: {count} vectors above {CUT:g} of the largest",
         shows=("unseen_energy", "unseen_error"),
     )

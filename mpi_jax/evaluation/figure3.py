@@ -16,23 +16,38 @@ it, and all images are multiplied by that again: the networks know images from 0
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from mpi_jax import _files, _progress, data, mdf, metrics, open_mpi, phantoms, train
+from mpi_jax import (
+    _progress,
+    data,
+    mdf,
+    methods,
+    metrics,
+    open_mpi,
+    phantoms,
+    results,
+    system_matrix,
+)
 from mpi_jax.configs import Config
-from mpi_jax.methods import classical, networks, problem, tuning
+from mpi_jax.evaluation.table import method_info
+from mpi_jax.methods.networks import Network, of_runs
+from mpi_jax.scanner import Grid
 
-# The settings of Open MPI Data's own 2D example; the others are tuned like those of
-# mpi_jax.evaluate, on phantoms that the networks are trained on.
-KACZMARZ = {"lam": 0.01, "iterations": 10}
-TUNED = ("nonnegative", "tv")
+# Kaczmarz with the settings of Open MPI Data's own 2D example; the others are tuned on
+# phantoms that the networks are trained on.
+METHODS: dict[str, dict[str, Any] | None] = {
+    "kaczmarz": {"lam": 0.01, "iterations": 10},
+    "nonnegative": None,
+    "tv": None,
+}
 
 
 def run(
@@ -45,148 +60,165 @@ def run(
     periods: tuple[int, int] | None = None,
     background: str = "mean",
     tell: _progress.Tell = _progress.silent,
-) -> list[dict]:
+) -> list[results.Figure3Line]:
     """Reconstruct every measurement by every method; returns the lines of metrics.jsonl.
 
     runs: work folders of one calibration, plane and grid. names: the Open MPI phantom
-    of each measurement. calibration: where the file of the runs is now. periods, background:
-    see `calibrated.voltage`. Raises ValueError where these don't fit together.
+    of each measurement. calibration: where the file of the runs is now. periods,
+    background: see `calibrated.voltage`. Raises ValueError where these don't fit together.
     """
     if len(measurements) != len(names) or not measurements or not runs:
         raise ValueError(
             "measurements: expected one file for each phantom and at least one run, got "
             f"{len(measurements)} for {', '.join(names) or 'none'} and {len(runs)}"
         )
-    loaded = [networks.load_network(folder) for folder in runs]
-    settings = [_at(config, calibration) for config, _, _ in loaded]
-    first = settings[0]
-    for folder, config in zip(runs, settings, strict=True):
-        same = (config.scanner, config.calibration) == (
-            first.scanner,
-            first.calibration,
-        )
-        if not same:
-            raise ValueError(
-                f"runs: expected one calibration and grid, but {folder} has another than "
-                f"{runs[0]}"
-            )
-    grid = data.calibrated.scanner_of(first).grid
+    networks = of_runs(runs, calibration)
+    config = _common(networks)
+    grid = data.calibrated.scanner_of(config).grid
     truth = np.stack([phantoms.open_mpi.phantom(name, grid) for name in names])
-    stages = 2 + len(TUNED) + len(runs)
+    stages = 2 + len(METHODS) + len(networks)
     tell("read", 0, stages, {})
-    u = [
-        data.calibrated.voltage(
-            first, mdf.read(path), periods=periods, background=background
-        ).mean(0)
-        for path in measurements
-    ]
-    u = jnp.asarray(np.stack(u))
-
+    u = _signals(config, measurements, periods, background)
     tell("build", 1, stages, {})
-    operators = [data.build(config) for config in settings]
-    p = problem.problem(first, operators[0])
-    draw = partial(data.draw, operators[0], "validation")
-    size, snr = first.data.batch_size, first.data.test_snr_db
-    made = [draw(i, size, snr) for i in range(0, first.validation_images, size)]
-    made = data.Examples(*map(jnp.concatenate, zip(*made, strict=True)))
+    forward = data.build(config)
+    problem = methods.from_forward(config, forward)
+    examples = _validation(config, forward)
+    prepared = []
+    chosen = [(methods.METHODS[name], settings) for name, settings in METHODS.items()]
+    chosen += [(network.method, {}) for network in networks.values()]
+    for n, (method, settings) in enumerate(chosen, 2):
+        tell("tune", n, stages, {})
+        prepared.append(methods.ready(problem, method, examples, settings))
 
-    solve = classical.kaczmarz_solver(p, **KACZMARZ)
-    level = tuning.tune_threshold(solve(made.voltage), made)
-    solvers = {"kaczmarz": (problem.LABELS["kaczmarz"], solve, level)}
-    chosen = {"kaczmarz": KACZMARZ}
-    for n, method in enumerate(TUNED):
-        tell("tune", 2 + n, stages, {})
-        chosen[method], image = tuning.tune(p, method, made)
-        solve = classical.CLASSICAL[method](p, **chosen[method])
-        level = tuning.tune_threshold(image, made)
-        solvers[method] = problem.LABELS[method], solve, level
-    for folder, (config, generator, params), forward in zip(
-        runs, loaded, operators, strict=True
-    ):
-        solve = partial(train.predict, generator, params, forward)
-        image, logit = solve(made.voltage)
-        level = None if logit is not None else tuning.tune_threshold(image, made)
-        name = networks.label(config, generator)
-        if name in [label for label, _, _ in solvers.values()]:
-            name = f"{name} ({Path(folder).name})"
-        solvers[str(folder)], chosen[str(folder)] = (name, solve, level), {}
-
-    peak = solvers["nonnegative"][1](u).max(axis=(1, 2), keepdims=True)
-    unit = open_mpi.unit(data.calibrated.read(first))
-    flat = np.asarray(operators[0].matrix).reshape(-1, grid.size)
-    rows, arrays = [], {}
-    for n, (method, (name, solve, level)) in enumerate(solvers.items()):
-        tell("reconstruct", stages - len(solvers) + n, stages, {})
-        image, logit = solve(u / peak), None
-        if isinstance(image, tuple):
-            image, logit = image
-        mask = logit > 0 if level is None else tuning.threshold(image, level)
-        image, mask = np.asarray(image * peak, float), np.asarray(mask)
-        residual = image.reshape(len(u), -1) @ flat.T - np.asarray(u).reshape(
-            len(u), -1
-        )
-        residual = np.linalg.norm(residual, axis=1) / np.linalg.norm(u, axis=(1, 2))
-        arrays[f"image_{n}"], arrays[f"mask_{n}"] = image * unit, mask
+    peak = prepared[1].solve(u).image.max(axis=(1, 2), keepdims=True)
+    unit = open_mpi.unit(data.calibrated.read(config))
+    lines: list[results.Figure3Line] = []
+    images, masks = {}, {}
+    for ready in prepared:
+        made = ready.solve(u / peak)
+        made = made._replace(image=jnp.clip(made.image, 0, 1))
+        mask = np.asarray(ready.mask(made))
+        image = np.asarray(made.image * peak, float)
+        residual = _residual(forward, image, u)
+        name = ready.method.name
+        images[name], masks[name] = image * unit, mask
         for k, phantom in enumerate(names):
-            found = _numbers(image[k] * unit, truth[k], mask[k], grid)
-            rows.append(
-                {
-                    "phantom": phantom,
-                    "method": name,
-                    **found,
-                    "residual": float(residual[k]),
-                    "mask": "predicted"
-                    if level is None
-                    else f"above {level:g} of maximum",
-                    "settings": chosen[method],
-                }
-            )
+            numbers = _numbers(image[k] * unit, truth[k], mask[k], grid)
+            of_phantom = {"phantom": phantom, "residual": float(residual[k]), **numbers}
+            lines.append(_line(ready, made.mask_logit is not None, of_phantom))
     tell("reconstruct", stages, stages, {})
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     about = {
         "runs": [str(folder) for folder in runs],
         "measurements": [str(path) for path in measurements],
-        "calibration": dataclasses.asdict(first.calibration),
+        "calibration": dataclasses.asdict(config.calibration),
         "periods": periods,
         "background": background,
     }
-    _files.save_npz(
-        out / "arrays.npz",
-        {
-            "truth": truth,
-            "phantoms": np.array(names),
-            "labels": np.array([name for name, _, _ in solvers.values()]),
-            "pixel_size": np.asarray(grid.pitch)[:2],
-            "about": np.array(json.dumps(about)),
-            **arrays,
-        },
+    _write(Path(out), grid, names, truth, images, masks, about)
+    results.write_lines(Path(out) / "metrics.jsonl", lines)
+    return lines
+
+
+def _common(networks: dict[str, Network]) -> Config:
+    """The config of the first; ValueError where another has another calibration or grid."""
+    first, *others = networks.values()
+    for other in others:
+        same = (other.config.scanner, other.config.calibration) == (
+            first.config.scanner,
+            first.config.calibration,
+        )
+        if not same:
+            raise ValueError(
+                f"runs: expected one calibration and grid, but {other.folder} has another "
+                f"than {first.folder}"
+            )
+    return first.config
+
+
+def _signals(
+    config: Config,
+    measurements: Sequence[Path],
+    periods: tuple[int, int] | None,
+    background: str,
+) -> Float[Array, "K C V"]:
+    """The mean period of each measurement."""
+    options: dict[str, Any] = {"periods": periods, "background": background}
+    signals = [
+        data.calibrated.voltage(config, mdf.read(path), **options).mean(0)
+        for path in measurements
+    ]
+    return jnp.asarray(np.stack(signals))
+
+
+def _validation(config: Config, forward: data.ForwardModel) -> data.Examples:
+    size, snr = config.data.batch_size, config.data.test_snr_db
+    parts = [
+        data.draw(forward, "validation", i, size, snr)
+        for i in range(0, config.validation_images, size)
+    ]
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def _residual(
+    forward: data.ForwardModel, image: np.ndarray, u: Float[Array, "K C V"]
+) -> np.ndarray:
+    """|S c - u| / |u| of each image, [K]."""
+    left = system_matrix.forward(forward.matrix, jnp.asarray(image, u.dtype)) - u
+    norms = [
+        np.linalg.norm(np.asarray(a).reshape(len(u), -1), axis=1) for a in (left, u)
+    ]
+    return norms[0] / norms[1]
+
+
+def _line(
+    ready: methods.Ready, predicted: bool, numbers: dict[str, Any]
+) -> results.Figure3Line:
+    above = f"above {ready.threshold:g} of maximum"
+    return results.Figure3Line(
+        **method_info(ready.method),
+        **numbers,
+        mask="predicted" if predicted else above,
+        settings=ready.settings,
+        at_edge=ready.at_edge,
     )
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    _files.write_atomically(out / "metrics.jsonl", lines)
-    return rows
 
 
-def _at(config: Config, path: Path | None) -> Config:
-    """The config with its calibration where it is now."""
-    if path is None:
-        return config
-    moved = dataclasses.replace(config.calibration, path=str(path))
-    return dataclasses.replace(config, calibration=moved)
+def _write(
+    out: Path,
+    grid: Grid,
+    names: Sequence[str],
+    truth: np.ndarray,
+    images: dict[str, np.ndarray],
+    masks: dict[str, np.ndarray],
+    about: dict[str, Any],
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    x, y = np.asarray(grid.pitch)[:2]
+    results.Figure3Images(
+        truth=truth,
+        phantoms=tuple(names),
+        pixel_size=(float(x), float(y)),
+        images=images,
+        masks=masks,
+        about=about,
+    ).write(out / "arrays.npz")
 
 
 def _numbers(
-    image: Float[np.ndarray, "ny nx"], truth: Float[np.ndarray, "ny nx"], mask, grid
+    image: Float[np.ndarray, "ny nx"],
+    truth: Float[np.ndarray, "ny nx"],
+    mask,
+    grid: Grid,
 ) -> dict[str, float]:
-    """`evaluate.compare` as it is and with the factor that fits best, Dice of the mask."""
+    """`metrics.compare` as it is and with the factor that fits best, Dice of the mask."""
     cell = float(np.prod(np.asarray(grid.pitch)))
     factor = float((image * truth).sum() / max((image**2).sum(), 1e-300))
     scaled = metrics.compare(factor * image, truth, cell)
-    wanted = truth > truth.max() / 2
+    tracer = truth > truth.max() / 2
     return {
         **metrics.compare(image, truth, cell),
         "factor": factor,
         "scaled_nrmse": scaled["nrmse"],
         "scaled_psnr": scaled["psnr"],
-        "mask_dice": float(2 * np.sum(mask & wanted) / (np.sum(mask) + np.sum(wanted))),
+        "mask_dice": float(2 * np.sum(mask & tracer) / (np.sum(mask) + np.sum(tracer))),
     }

@@ -28,20 +28,32 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from mpi_jax import _files, _progress, bootstrap, data, metrics, phantoms, train
+from mpi_jax import (
+    _files,
+    _progress,
+    bootstrap,
+    configs,
+    data,
+    methods,
+    metrics,
+    phantoms,
+    results,
+)
 from mpi_jax.configs import Config
-from mpi_jax.evaluation import cases
+from mpi_jax.evaluation import cases, table
 from mpi_jax.evaluation.cases import (
     BUILD,
     CHUNK,
     CUT,
-    METHODS,
     QUANTITIES,
     SEED,
     SUITES,
@@ -49,26 +61,28 @@ from mpi_jax.evaluation.cases import (
     ZERO,
     Case,
     Context,
-    Method,
-    _reference,
     against_truth,
     drop,
     everything,
+    reference,
     test_images,
 )
+from mpi_jax.evaluation.table import check_num, choose, method_info
 from mpi_jax.methods import classical, networks, problem, tuning
+from mpi_jax.methods.networks import Network, of_runs
 from mpi_jax.noise import add_noise
 from mpi_jax.reconstruct import spectral
+from mpi_jax.runs import WEIGHTS, has_weights, read_config
 
 # Finished suites hold as long as the code of methods and cases is what it was.
-_MODULES = (cases, classical, networks, problem, tuning, phantoms.unseen)
+_MODULES = (cases, table, classical, networks, problem, tuning, phantoms.unseen)
 _SOURCES = (*(module.__file__ for module in _MODULES), __file__)
 
 # --- Measuring
 
 
-def _solver(method: Method, size: int):
-    """voltages [n, C, V] -> (image, logit, threshold), in chunks of one size."""
+def _in_chunks(method: methods.Ready, size: int) -> methods.Ready:
+    """The method on any number of voltages [n, C, V], in chunks of one size."""
 
     def solve(u):
         n = len(u)
@@ -76,254 +90,233 @@ def _solver(method: Method, size: int):
         parts = [method.solve(u[i : i + size]) for i in range(0, len(u), size)]
         image, logit = (
             None if a[0] is None else jnp.concatenate(a)[:n]
-            for a in zip(*parts, strict=True)
+            for a in ([p.image for p in parts], [p.mask_logit for p in parts])
         )
-        return image, logit, method.settings.get("threshold")
+        return methods.Reconstruction(image, logit)
 
-    return solve
-
-
-def _classical(context_problem, name: str, validation: data.Examples) -> Method:
-    """A classical method, tuned on these examples."""
-    chosen, image = tuning.tune(context_problem, name, validation)
-    fraction = tuning.tune_threshold(jnp.clip(image, 0, 1), validation)
-    run = classical.CLASSICAL[name](context_problem, **chosen)
-    settings = {**chosen, "threshold": fraction}
-    return Method(name, problem.LABELS[name], lambda u: (run(u), None), settings)
+    return dataclasses.replace(method, solve=solve)
 
 
-def _network(folder: Path, name: str, main: Config, built: dict) -> Method:
-    """The network of a work folder with its own operator."""
-    config, generator, params = networks.load_network(folder)
-    if config.scanner != main.scanner:
-        raise ValueError(
-            f"--runs {folder}: expected a run with the scanner of the first, "
-            f"{main.scanner}, got {config.scanner}"
-        )
-    wanted = json.dumps(
-        [dataclasses.asdict(config.physics), dataclasses.asdict(config.data)]
-    )
-    if wanted not in built:
-        built[wanted] = data.build(config)
-    forward = built[wanted]
-
-    def solve(u):
-        out = train.predict(generator, params, forward, u, largest=math.inf)
-        return out.reconstruction, out.segmentation
-
-    label = networks.label(config, generator)
-    label = label if name == "transgan" else f"{label} ({Path(folder).name})"
-    lacks = tuple(f for f in phantoms.FAMILIES if f not in config.data.families)
-    return Method(name, label, solve, {}, lacks)
-
-
-def _zero(grid) -> Method:
-    def solve(u):
-        return jnp.zeros((len(u), *grid.shape), u.dtype), None
-
-    return Method(ZERO, "All-zero image", solve, {"threshold": 0.5})
-
-
-def _score(context: Context, case: Case, method: Method, size: int):
-    score = case.score or against_truth
-    found = score(context, case, _solver(method, size))
-    return {k: np.asarray(v) for k, v in found.items()}
+def _score(
+    context: Context, case: Case, method: methods.Ready
+) -> dict[str, np.ndarray]:
+    scores = (case.score or against_truth)(context, case, method)
+    return {k: np.asarray(v) for k, v in scores.items()}
 
 
 RETUNED = "tuned on such data"
 
 
-def _measure_suite(context: Context, suite: str, size: int, tell) -> dict:
-    """{(case, method, metric): values [n]} of a suite, and its case's properties."""
-    values, about = {}, []
-    cases = list(BUILD[suite](context))
-    methods = context.methods
-    for done, case in enumerate(cases):
-        tell(suite, done, len(cases), {})
-        rows = [(case.name, methods)]
+def _measure_suite(
+    context: Context, suite: str, size: int, tell: _progress.Tell
+) -> dict[str, np.ndarray]:
+    """Values of a suite by "case|method|metric", and its cases' properties."""
+    values: dict[str, np.ndarray] = {}
+    about = []
+    suite_cases = list(BUILD[suite](context))
+    for done, case in enumerate(suite_cases):
+        tell(suite, done, len(suite_cases), {})
+        rows = [(case.name, context.methods)]
         if case.tuned_on is not None:
-            rows.append(
-                (
-                    f"{case.name}; {RETUNED}",
-                    {
-                        name: _classical(context.problem, name, case.tuned_on)
-                        for name in methods
-                        if name in classical.CLASSICAL
-                    },
-                )
-            )
-        for name, own in rows:
-            if not own:
-                continue
-            for method in own.values():
-                for metric, v in _score(context, case, method, size).items():
-                    values[f"{name}|{method.name}|{metric}"] = v
-            about.append(
-                {
-                    "case": name,
-                    "shows": case.shows,
-                    "paired": case.paired,
-                    "against": case.against,
-                    "settings": {m.name: m.settings for m in own.values()},
-                }
-            )
-        if suite in ("shapes", "vessels"):
+            name = f"{case.name}; {RETUNED}"
+            rows.append((name, _tuned_again(context, case.tuned_on, size)))
+        for name, rows_methods in rows:
+            if rows_methods:
+                values |= _values(context, case, name, rows_methods)
+                about.append(_about(case, name, rows_methods))
+        if suite in ("shapes", "vessels") and case.image is not None:
             values[f"{case.name}|truth|example"] = np.asarray(case.image[0])
-            for method in methods.values():
-                image = _solver(method, size)(case.voltage[:1])[0][0]
-                image = np.clip(np.asarray(image), 0, 1)
-                values[f"{case.name}|{method.name}|example"] = image
-    tell(suite, len(cases), len(cases), {})
+            for method in context.methods.values():
+                image = method.solve(case.voltage[:1]).image[0]
+                shown = np.clip(np.asarray(image), 0, 1)
+                values[f"{case.name}|{method.method.name}|example"] = shown
+    tell(suite, len(suite_cases), len(suite_cases), {})
     return {**values, "about": np.array(json.dumps(about))}
+
+
+def _tuned_again(
+    context: Context, examples: data.Examples, size: int
+) -> dict[str, methods.Ready]:
+    """The classical methods, tuned on other examples."""
+    assert context.problem is not None
+    return {
+        name: _in_chunks(methods.ready(context.problem, one.method, examples), size)
+        for name, one in context.methods.items()
+        if one.method.kind == "classical"
+    }
+
+
+def _values(
+    context: Context, case: Case, name: str, row: dict[str, methods.Ready]
+) -> dict[str, np.ndarray]:
+    return {
+        f"{name}|{method}|{metric}": v
+        for method, ready in row.items()
+        for metric, v in _score(context, case, ready).items()
+    }
+
+
+def _about(case: Case, name: str, row: dict[str, methods.Ready]) -> dict[str, Any]:
+    return {
+        "case": name,
+        "shows": case.shows,
+        "paired": case.paired,
+        "against": case.against,
+        "settings": {method: ready.told for method, ready in row.items()},
+        "at_edge": {method: ready.at_edge for method, ready in row.items()},
+    }
+
+
+def _measure_reference(context: Context) -> dict[str, np.ndarray]:
+    case = reference(context)
+    row = context.methods
+    infos = [method_info(ready.method) for ready in row.values()]
+    return {
+        **_values(context, case, case.name, row),
+        "about": np.array(json.dumps([_about(case, case.name, row)])),
+        "methods": np.array(json.dumps(infos)),
+    }
 
 
 def run(
     workdir: Path,
     *,
-    runs: list[Path] | tuple[Path, ...] = (),
-    methods: list[str] | None = None,
+    runs: Sequence[Path] = (),
+    names: Sequence[str] | None = None,
     num: int = 60,
-    suites: list[str] | None = None,
+    suites: Sequence[str] | None = None,
     tell: _progress.Tell = _progress.silent,
-) -> list[dict]:
+) -> list[results.GeneralisationLine]:
     """Measure the suites on `num` images a case; returns the rows of metrics.jsonl.
 
-    runs: further work folders whose networks take part, on the same scanner. methods:
-    names of METHODS, by default USUAL (transgan where the run has weights); the all-zero
-    image always joins. A suite that is finished is kept in generalisation/parts, and
-    not measured again while nothing that it depends on has changed.
-    Raises ValueError for unknown names, num < 6 and missing weights.
+    runs: further work folders whose networks take part, on the same scanner. names:
+    classical methods, and the run's own network by its name; by default USUAL and the
+    network, where the run has weights; the all-zero image always joins. A suite that is
+    finished is kept in generalisation/parts, and not measured again while nothing that
+    it depends on has changed.
+
+    Raises ValueError for unknown names, num < 6, missing weights and runs of a scanner
+    that is known by its calibration alone.
     """
     workdir = Path(workdir)
-    main = runs.read_config(workdir)
-    trained = (workdir / "weights.safetensors").exists()
-    if methods is None:
-        methods = [m for m in USUAL if m != "transgan" or trained]
-    suites = list(SUITES) if suites is None else suites
-    for name, given, known in (
-        ("methods", methods, METHODS),
-        ("suites", suites, SUITES),
-    ):
-        unknown = [g for g in given if g not in known]
-        if unknown or not given:
-            raise ValueError(
-                f"{name}: expected some of {', '.join(known)}; got {unknown or 'none'}"
-            )
-    if num < len(phantoms.FAMILIES):
-        raise ValueError(
-            f"num: expected at least {len(phantoms.FAMILIES)}, one image of each "
-            f"family, got {num}"
-        )
-    folders = {"transgan": workdir} if "transgan" in methods else {}
-    for folder in map(Path, runs):
-        name = f"transgan {folder.resolve().name}"
-        if name in folders:
-            raise ValueError(
-                f"--runs: expected folders of different names, got {folder}"
-            )
-        folders[name] = folder
-    for folder in folders.values():
-        if not (folder / "weights.safetensors").exists():
-            raise ValueError(
-                f"{folder}: has no weights yet; finish its training with --resume, or "
-                "leave it out"
-            )
-
+    config = read_config(workdir)
+    suites = list(SUITES) if suites is None else list(suites)
+    _check(config, suites, num)
+    networks = _networks(workdir, config, runs)
+    chosen = choose(workdir, config, networks, names, USUAL)
     folder = workdir / "generalisation"
     (folder / "parts").mkdir(parents=True, exist_ok=True)
-    whole = everything(main)
-    fingerprint = _fingerprint(whole, methods, num, folders)
-    found = {
+    whole = everything(config)
+    fingerprint = _fingerprint(whole, chosen, num, networks)
+    measured = {
         suite: _read_part(folder / "parts" / f"{suite}.npz", fingerprint)
         for suite in ("reference", *suites)
     }
-    if not all(found.values()):
-        context = _context(whole, methods, num, folders, tell)
+    if not all(measured.values()):
         size = min(num, CHUNK)
-        for suite in found:
-            if found[suite]:
-                continue
+        context = _context(whole, chosen, num, size, networks, tell)
+        for suite in [suite for suite, values in measured.items() if not values]:
             if suite == "reference":
-                case = _reference(context)
-                values = {
-                    f"{case.name}|{m.name}|{metric}": v
-                    for m in context.methods.values()
-                    for metric, v in _score(context, case, m, size).items()
-                }
-                about = {
-                    "case": case.name,
-                    "shows": case.shows,
-                    "paired": True,
-                    "against": None,
-                    "settings": {m.name: m.settings for m in context.methods.values()},
-                }
-                values["about"] = np.array(json.dumps([about]))
-                values["labels"] = np.array(
-                    json.dumps({m.name: m.label for m in context.methods.values()})
-                )
+                values = _measure_reference(context)
             else:
                 values = _measure_suite(context, suite, size, tell)
             values["fingerprint"] = np.array(fingerprint)
             _files.save_npz(folder / "parts" / f"{suite}.npz", values)
-            found[suite] = values
-    labels = json.loads(str(found["reference"]["labels"]))
-    rows = _rows(found, labels)
-    _write(folder, whole, found, rows, labels, num)
+            measured[suite] = values
+    found = {suite: values for suite, values in measured.items() if values}
+    infos = json.loads(str(found["reference"]["methods"]))
+    methods_told = [results.MethodInfo(**each) for each in infos]
+    rows = _rows(found, methods_told)
+    _write(folder, whole, found, rows, methods_told, num)
     return rows
 
 
-def _context(config, methods, num, folders, tell) -> Context:
+def _check(config: Config, suites: list[str], num: int) -> None:
+    unknown = [suite for suite in suites if suite not in SUITES]
+    if unknown or not suites:
+        raise ValueError(
+            f"suites: expected some of {', '.join(SUITES)}; got {unknown or 'none'}"
+        )
+    check_num(num)
+    if config.calibration.path:
+        raise ValueError(
+            "generalise: expected a run of a simulated scanner, whose physics can be "
+            f"changed; this run's is known by its calibration {config.calibration.path}"
+        )
+
+
+def _networks(
+    workdir: Path, config: Config, runs: Sequence[Path]
+) -> dict[str, Network]:
+    for folder in runs:
+        other = read_config(folder)
+        if other.scanner != config.scanner:
+            raise ValueError(
+                f"--runs {folder}: expected a run with the scanner of the first, "
+                f"{config.scanner}, got {other.scanner}"
+            )
+    return of_runs([*([workdir] if has_weights(workdir) else []), *runs])
+
+
+def _context(
+    config: Config,
+    chosen: list[methods.Method],
+    num: int,
+    size: int,
+    networks: dict[str, Network],
+    tell: _progress.Tell,
+) -> Context:
     tell("build", 0, 1, {})
     forward = data.build(config)
     simulator = dataclasses.replace(forward, basis=None)
-    known = problem.problem(config, forward)
-    validation = test_images(
-        simulator, config, config.validation_images, split="validation"
-    )
-    level = config.data.test_snr_db
+    problem = methods.from_forward(config, forward)
+    count = config.validation_images
+    validation = test_images(simulator, config, count, split="validation")
     noise = jax.random.key(SEED + 1)
-    noisy = add_noise(noise, validation.voltage, level)
-    key = json.dumps(
-        [dataclasses.asdict(config.physics), dataclasses.asdict(config.data)]
-    )
-    built, made = {key: forward}, {}
-    names = [m for m in methods if m != "transgan"]
-    for n, name in enumerate(names):
-        tell("tune", n, len(names), {})
-        made[name] = _classical(known, name, validation._replace(voltage=noisy))
-    tell("tune", len(names), len(names), {})
-    for name, folder in folders.items():
-        method = _network(folder, name, config, built)
-        image, logit = method.solve(noisy)
-        if logit is None:
-            fraction = tuning.tune_threshold(jnp.clip(image, 0, 1), validation)
-            method = dataclasses.replace(method, settings={"threshold": fraction})
-        made[name] = method
-    made[ZERO] = _zero(forward.scanner.grid)
-    basis = known.basis
-    if float(basis.s[-1]) > CUT and len(basis.s) < min(
-        basis.U.shape[0], basis.V.shape[0]
-    ):
-        flat = forward.matrix.reshape(-1, forward.scanner.grid.size)
-        basis = spectral.spectral_basis(flat)
-    V = basis.V[:, np.asarray(basis.s) > CUT]
+    noisy = add_noise(noise, validation.voltage, config.data.test_snr_db)
+    examples = validation._replace(voltage=noisy)
+    zero = methods.METHODS["zero"]
+    prepared = {}
+    for n, method in enumerate([*chosen, zero]):
+        tell("tune", n, len(chosen) + 1, {})
+        given = {"largest": math.inf} if method.kind == "learned" else None
+        ready = methods.ready(problem, method, examples, given)
+        prepared[method.name] = _in_chunks(ready, size)
+    tell("tune", len(chosen) + 1, len(chosen) + 1, {})
+    lacks = {n: net.lacks for n, net in networks.items() if n in prepared}
     truth = test_images(simulator, config, num)
-    return Context(config, known, truth, made, V, validation, simulator)
+    V = _visible(problem)
+    return Context(config, problem, truth, prepared, lacks, V, validation, simulator)
 
 
-def _fingerprint(config, methods, num, folders) -> str:
+def _visible(problem: methods.Problem) -> Array:
+    """Right singular vectors above CUT [P, k]: what the signal tells."""
+    basis = problem.basis
+    cut = float(basis.s[-1]) > CUT
+    if cut and len(basis.s) < min(2 * problem.rows.shape[0], problem.rows.shape[1]):
+        basis = spectral.spectral_basis(problem.rows)
+    return basis.V[:, np.asarray(basis.s) > CUT]
+
+
+def _fingerprint(
+    config: Config,
+    chosen: list[methods.Method],
+    num: int,
+    networks: dict[str, Network],
+) -> str:
     """What the values of a suite depend on: settings, weights, the code of methods and
     cases (a change further down asks for an empty generalisation/parts).
     """
-    about = [dataclasses.asdict(config), methods, num, list(folders)]
+    names = [method.name for method in chosen]
+    about = [configs.to_dict(config), names, num]
     digest = hashlib.sha256(json.dumps(about).encode())
-    weights = (f / "weights.safetensors" for f in folders.values())
+    weights = (n.folder / WEIGHTS for name, n in networks.items() if name in names)
     for path in (*weights, *_SOURCES):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 
 
-def _read_part(path: Path, fingerprint: str) -> dict | None:
+def _read_part(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     """A finished suite; None where there is none that belongs here."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -337,96 +330,125 @@ def _read_part(path: Path, fingerprint: str) -> dict | None:
 # --- Rows and files
 
 
-def _rows(found: dict, labels: dict[str, str]) -> list[dict]:
+def _first_network(methods: list[results.MethodInfo]) -> str | None:
+    """Excesses are over its drops."""
+    return next((m.method for m in methods if m.kind == "learned"), None)
+
+
+def _rows(
+    found: dict, methods: list[results.MethodInfo]
+) -> list[results.GeneralisationLine]:
     """A line per (suite, case, method), with the drop where there is one, and its
-    excess over the drop of the first network.
+    excess over the drop of the first network, or else of the all-zero image.
     """
-    networks = [name for name in labels if "transgan" in name] or [ZERO]
+    base_name = _first_network(methods) or ZERO
     reference = found["reference"]
     first = json.loads(str(reference["about"]))[0]["case"]
     rows = []
     for suite, values in found.items():
         for about in json.loads(str(values["about"])):
-            for name in labels:
-                prefix = f"{about['case']}|{name}|"
-                own = {
+            base = values.get(f"{about['case']}|{base_name}|psnr")
+            for method in methods:
+                prefix = f"{about['case']}|{method.method}|"
+                scores = {
                     k.removeprefix(prefix): v
                     for k, v in values.items()
                     if k.startswith(prefix) and not k.endswith("|example")
                 }
-                if not own:
+                if not scores:
                     continue
-                row = {
-                    "suite": suite,
-                    "case": about["case"],
-                    "method": name,
-                    "label": labels[name],
-                    "shows": list(about["shows"]),
-                    "num": len(next(iter(own.values()))),
-                    **{k: metrics.summary(v) for k, v in own.items()},
-                    "settings": about["settings"].get(name, {}),
-                }
-                other, paired = None, bool(about["paired"])
+                other, paired, against = None, bool(about["paired"]), None
                 if about["against"] is not None:
-                    against = about["against"].get(name)
+                    against = about["against"].get(method.method)
                     if against:
-                        other = values[f"{about['case']}|{against}|psnr"]
-                        row["against"], paired = against, True
+                        other, paired = values[f"{about['case']}|{against}|psnr"], True
                 elif about["paired"] is not None and suite != "reference":
-                    other = reference[f"{first}|{name}|psnr"]
-                    row["against"] = "in distribution"
-                if other is not None and "psnr" in own:
-                    row["drop"] = drop(other, own["psnr"], paired=paired)
-                    row["paired"] = paired
-                base = values.get(f"{about['case']}|{networks[0]}|psnr")
-                if row.get("against") == "in distribution" and base is not None:
+                    other = reference[f"{first}|{method.method}|psnr"]
+                    against = "in distribution"
+                change = excess = None
+                if other is not None and "psnr" in scores:
+                    change = results.Change(
+                        **drop(other, scores["psnr"], paired=paired)
+                    )
+                if against == "in distribution" and base is not None:
                     # The same images met both methods: differences, then their drop.
-                    before = other - reference[f"{first}|{networks[0]}|psnr"]
-                    row["excess"] = drop(before, own["psnr"] - base, paired=paired)
-                rows.append(row)
+                    before = other - reference[f"{first}|{base_name}|psnr"]
+                    ahead = scores["psnr"] - base
+                    excess = results.Change(**drop(before, ahead, paired=paired))
+                rows.append(
+                    results.GeneralisationLine(
+                        **dataclasses.asdict(method),
+                        suite=suite,
+                        case=about["case"],
+                        shows=tuple(about["shows"]),
+                        num=len(next(iter(scores.values()))),
+                        **{
+                            k: results.Statistics(**metrics.summary(v))
+                            for k, v in scores.items()
+                        },
+                        settings=about["settings"].get(method.method, {}),
+                        at_edge=tuple(about["at_edge"].get(method.method, ())),
+                        against=against,
+                        paired=None if change is None else paired,
+                        drop=change,
+                        excess=excess,
+                    )
+                )
     return rows
 
 
-def _table(rows: list[dict], labels: dict[str, str]) -> list[dict]:
-    """Lines of the one table: suite, case, quantity, and a cell for each method."""
-    lines: dict[tuple, dict] = {}
+def _table(
+    rows: list[results.GeneralisationLine],
+) -> tuple[results.GeneralisationRow, ...]:
+    """Rows of the one table: suite, case, quantity, and a cell for each method."""
+    table: dict[tuple[str, str, str], results.GeneralisationRow] = {}
     for row in rows:
-        for metric in row["shows"]:
-            key = row["suite"], row["case"], QUANTITIES[metric]
-            line = lines.setdefault(
-                key, dict(zip(("suite", "case", "quantity"), key, strict=True))
-            )
-            cell = {"mean": row[metric]["mean"]}
-            if metric == "psnr" and "drop" in row:
-                cell |= {k: row[k] for k in ("drop", "excess") if k in row}
-            line.setdefault("cells", {})[row["method"]] = cell
-    return list(lines.values())
+        for metric in row.shows:
+            key = row.suite, row.case, metric
+            if key not in table:
+                table[key] = results.GeneralisationRow(
+                    suite=row.suite,
+                    case=row.case,
+                    quantity=QUANTITIES[metric],
+                    in_db=metric == "psnr",
+                    cells={},
+                )
+            cell = results.GeneralisationCell(mean=getattr(row, metric).mean)
+            if metric == "psnr":
+                cell = dataclasses.replace(cell, drop=row.drop, excess=row.excess)
+            table[key].cells[row.method] = cell
+    return tuple(table.values())
 
 
-def _write(folder, config, found, rows, labels, num) -> None:
+def _write(folder, config, found, rows, methods, num) -> None:
     device = jax.local_devices()[0]
-    table = {
-        "methods": labels,
-        "rows": _table(rows, labels),
-        "num": num,
-        "snr_db": config.data.test_snr_db,
-        "grid": [config.scanner.pixels] * 2,
-        "model": config.scanner.model,
-        "bootstrap": f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
-        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
-        "notes": []
-        if "families" not in found or len(json.loads(str(found["families"]["about"])))
-        else [
-            "families: none of the runs was trained without a family (data.families)."
-        ],
-    }
-    arrays = {
-        f"{suite}|{name}": v
-        for suite, values in found.items()
-        for name, v in values.items()
-        if name not in ("about", "fingerprint", "labels")
-    }
-    _files.save_npz(folder / "values.npz", arrays)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    _files.write_atomically(folder / "metrics.jsonl", lines)
-    _files.write_atomically(folder / "table.json", json.dumps(table, indent=1))
+    lacking = "families" not in found or json.loads(str(found["families"]["about"]))
+    note = "families: none of the runs was trained without a family (data.families)."
+    numbers, truths, images = {}, {}, {}
+    for suite, values in found.items():
+        for name, v in values.items():
+            if name in ("about", "fingerprint", "methods"):
+                continue
+            case, method, metric = name.split("|")
+            if metric != "example":
+                numbers[suite, case, method, metric] = v
+            elif method == "truth":
+                truths[suite, case] = v
+            else:
+                images[suite, case, method] = v
+    results.GeneralisationValues(numbers=numbers, truths=truths, images=images).write(
+        folder / "values.npz"
+    )
+    results.write_lines(folder / "metrics.jsonl", rows)
+    results.GeneralisationTable(
+        methods=tuple(results.in_groups(methods)),
+        rows=_table(rows),
+        first_network=_first_network(methods),
+        num=num,
+        snr_db=config.data.test_snr_db,
+        grid=(config.scanner.pixels, config.scanner.pixels),
+        model=config.scanner.model,
+        bootstrap=f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
+        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        notes=() if lacking else (note,),
+    ).write(folder / "table.json")

@@ -1,8 +1,8 @@
 """Every method on the same test signals: tuned on validation images, measured, written.
 
-A method turns voltages [B, C, V] into images [B, ny, nx]. Classical ones have settings,
-chosen by mean PSNR on validation images and then left alone. Masks are the network's, or
-the image above a fraction of its maximum, a fraction chosen by Dice on validation images.
+Classical methods have settings, chosen by mean PSNR on validation images and then left
+alone. Masks are the network's, or the image above a fraction of its maximum, a fraction
+chosen by Dice on validation images.
 
     work folder -> evaluation/metrics.jsonl  a line per (SNR, method, family)
                    evaluation/values.npz     every number of every image
@@ -13,14 +13,13 @@ the image above a fraction of its maximum, a fraction chosen by Dice on validati
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,322 +27,393 @@ import numpy as np
 from jaxtyping import Array
 
 from mpi_jax import (
-    _files,
     _progress,
     bootstrap,
     data,
+    methods,
     metrics,
     phantoms,
-    pretrained,
+    results,
     system_matrix,
-    train,
 )
-from mpi_jax._files import save_npz
-from mpi_jax.methods.classical import CLASSICAL
-from mpi_jax.methods.controls import CONTROLS, Training
-from mpi_jax.methods.networks import _about, check_same, distinct, label, load_network
-from mpi_jax.methods.problem import CHUNK, LABELS, METHODS, ORDER, USUAL, problem
-from mpi_jax.methods.tuning import threshold, tune, tune_threshold
+from mpi_jax.configs import Config
+from mpi_jax.methods.networks import Network, check_same, of_runs
+from mpi_jax.runs import has_weights, read_config, read_info
 
-# --- The whole table
+# What is evaluated unless methods are named: the others take their time, or are controls.
+USUAL = ("xspace", "kaczmarz", "tikhonov", "nonnegative", "tv")
+CHUNK = 120  # test images at once, rounded up to whole batches
+
+Numbers = dict[str, np.ndarray]  # metric -> [N]
 
 
-class Row(NamedTuple):
-    """A line of the table. prepare: validation examples -> what reconstructs, its
-    settings. Voltages become images in [0, 1] and segmentation logits, or None.
-    """
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A method at one SNR: every number of every test image, seconds for one image."""
 
-    method: str
-    label: str
-    about: dict
-    prepare: Callable[[data.Examples], tuple[Callable, dict]]
+    ready: methods.Ready
+    numbers: Numbers
+    seconds: float
 
 
 def run(
     workdir: Path,
     *,
-    methods: list[str] | None = None,
-    runs: list[Path] | None = None,
+    names: Sequence[str] | None = None,
+    runs: Sequence[Path] = (),
     num: int = 600,
-    snr: list[float] | None = None,
+    snr: Sequence[float] | None = None,
     tell: _progress.Tell = _progress.silent,
-) -> list[dict]:
+) -> list[results.Line]:
     """Evaluate methods on the first `num` test images; returns the rows of the table.
 
-    methods: names of METHODS or CONTROLS; by default USUAL, transgan where the run has
-    weights. runs: further work folders, whose networks are evaluated beside. snr [dB]:
-    levels of the test signals, each with methods tuned for it; by default the config's,
-    which is also the main one where it is among them, else the first.
-    Images are clipped to [0, 1] for every method. Raises ValueError for unknown methods,
-    where weights are asked for that aren't there, and for runs of another scanner or
-    other test signals.
+    names: methods of METHODS, and the name of the run's own network; by default USUAL and
+    the network, where the run has weights. runs: further work folders, whose networks are
+    evaluated beside. snr [dB]: levels of the test signals, each with methods tuned for
+    it; by default the config's, which is also the main one where it is among them, else
+    the first. Images are clipped to [0, 1] for every method.
+
+    Raises ValueError for unknown methods, where weights are asked for that aren't there,
+    and for runs of another scanner or other test signals.
     """
-    workdir, folders = Path(workdir), [Path(r) for r in runs or ()]
-    config = runs.read_config(workdir)
-    trained = (workdir / "weights.safetensors").exists()
-    if methods is None:
-        methods = [m for m in USUAL if m != "transgan" or trained]
-        if config.calibration.path:  # tells nothing of fields
-            methods.remove("xspace")
-    unknown = [m for m in methods if m not in (*METHODS, *CONTROLS)]
-    if unknown or not (methods or folders):
-        raise ValueError(
-            f"methods: expected some of {', '.join((*METHODS, *CONTROLS))}; got "
-            f"{unknown or 'none'}"
-        )
-    methods = list(dict.fromkeys(methods))
+    workdir, began = Path(workdir), time.monotonic()
+    config = read_config(workdir)
+    check_num(num)
+    levels = _levels(config, snr)
+    networks = _networks(workdir, config, runs)
+    chosen = choose(workdir, config, networks, names)
+    tell("build", 0, 1, {})
+    forward = data.build(config)
+    problem = _problem(config, forward, networks)
+    main = config.data.test_snr_db if config.data.test_snr_db in levels else levels[0]
+
+    measured: dict[float, list[Measured]] = {}
+    for number, level in enumerate(levels):
+
+        def told(stage: str, done: int, total: int, more: dict, before=number) -> None:
+            tell(stage, before * total + done, len(levels) * total, more)
+
+        one = _Level(config, forward, level)
+        prepared = one.prepare(problem, chosen, told)
+        measured[level] = one.measure(prepared, num, told)
+        if level == main:
+            shown = one.shown(prepared)
+    rows = measured[main]
+    lines = _lines(measured, one.families(num), networks)
+    _write(workdir, config, lines, measured, main, one.families(num), began)
+    _write_examples(workdir, forward, rows, *shown)
+    return [line for line in lines if line.snr_db == main]
+
+
+def check_num(num: int) -> None:
+    """ValueError for fewer images than families."""
     if num < len(phantoms.FAMILIES):
         raise ValueError(
             f"num: expected at least {len(phantoms.FAMILIES)}, one image of each "
             f"family, got {num}"
         )
-    if "transgan" in methods and not trained:
-        raise ValueError(
-            f"{workdir}: has no weights yet; finish its training with --resume, or "
-            "leave transgan out of --methods"
-        )
+
+
+def _levels(config: Config, snr: Sequence[float] | None) -> list[float]:
     levels = [float(s) for s in dict.fromkeys(snr or [config.data.test_snr_db])]
     if any(math.isnan(s) or s == -math.inf for s in levels):
         raise ValueError(f"snr: expected numbers of dB or inf, got {levels}")
-    main = config.data.test_snr_db
-    main = main if main in levels else levels[0]
-    networks = {}
-    for name, folder in [("transgan", workdir)] * ("transgan" in methods) + [
-        (f"run{n}", folder) for n, folder in enumerate(folders, start=1)
-    ]:
-        other = runs.read_config(folder)
-        check_same(workdir, config, folder, other)
-        if not (folder / "weights.safetensors").exists():
-            raise ValueError(f"{folder}: has no weights yet; finish its training")
-        networks[name] = (folder, *load_network(folder))
-    began = time.monotonic()
-    tell("build", 0, 1, {})
-    forward = data.build(config)
-    rows = _rows(config, forward, methods, networks)
+    return levels
 
-    results, shown, first, family = {}, {}, None, None
-    steps, done = len(levels) * len(rows), 0
-    chunk = -(-CHUNK // config.data.batch_size) * config.data.batch_size
-    for level in levels:
-        examples = partial(_examples, forward, config, level)
-        validation = examples("validation", 0, config.validation_images)
-        ready = {}
-        for row in rows:
-            tell("tune", done, steps, {})
-            ready[row.method] = row.prepare(validation)
-            done += 1
-        tell("tune", done, steps, {})
-        values = {row.method: [] for row in rows}
-        seconds = {row.method: [] for row in rows}
-        families = []
-        for start in range(0, num, chunk):
-            made = examples("test", start, min(chunk, num - start))
-            families.append(np.asarray(made.family))
-            for method, (solver, settings) in ready.items():
-                if num <= chunk:
-                    jax.block_until_ready(solver(made.voltage))  # compiles
+
+def _networks(
+    workdir: Path, config: Config, runs: Sequence[Path]
+) -> dict[str, Network]:
+    """The network of the work folder, where it has weights, and those of further runs."""
+    for folder in runs:
+        check_same(workdir, config, folder, read_config(folder))
+    own = [workdir] if has_weights(workdir) else []
+    return of_runs([*own, *runs])
+
+
+def choose(
+    workdir: Path,
+    config: Config,
+    networks: dict[str, Network],
+    names: Sequence[str] | None,
+    usual: Sequence[str] = USUAL,
+) -> list[methods.Method]:
+    """Methods by their names, in the order of the table; those of further runs always.
+
+    names None: the usual ones and all networks. Raises ValueError for unknown names.
+    """
+    learned = {name: network.method for name, network in networks.items()}
+    own = next((n for n, net in networks.items() if net.folder == workdir), None)
+    if names is None:
+        names = [n for n in usual if n != "xspace" or not config.calibration.path]
+        names = [*names, *learned]
+    elif not names and not learned:
+        raise ValueError("methods: expected one or more, got none")
+    if own is None and config.name in names and config.name not in learned:
+        raise ValueError(
+            f"{workdir}: has no weights yet; finish its training with --resume, or leave "
+            f"{config.name} out of --methods"
+        )
+    asked = {name: methods.get(name, learned) for name in names}
+    asked |= {name: method for name, method in learned.items() if name != own}
+    order = [*methods.METHODS, *learned]
+    return sorted(asked.values(), key=lambda method: order.index(method.name))
+
+
+def _problem(
+    config: Config, forward: data.ForwardModel, networks: dict[str, Network]
+) -> methods.Problem:
+    """Controls get as many training examples as the networks saw."""
+    seen = [n.about["images_seen"] for n in networks.values()]
+    count = max((s for s in seen if s), default=config.steps * config.data.batch_size)
+    training = methods.Training(config, forward, count)
+    return methods.from_forward(config, forward, training)
+
+
+class _Level:
+    """Signals of one SNR: validation and test examples in the batches that training has
+    compiled already.
+    """
+
+    def __init__(self, config: Config, forward: data.ForwardModel, snr_db: float):
+        self.config, self.forward, self.snr_db = config, forward, snr_db
+        size = config.data.batch_size
+        self.chunk = -(-CHUNK // size) * size
+
+    def examples(self, split: str, start: int, count: int) -> data.Examples:
+        """At least `count` of them."""
+        size = self.config.data.batch_size
+        parts = [
+            data.draw(self.forward, split, i, size, self.snr_db)
+            for i in range(start, start + count, size)
+        ]
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+    def families(self, num: int) -> np.ndarray:
+        """The number of each test image's family, [num]."""
+        starts = range(0, num, self.chunk)
+        parts = [self.examples("test", i, min(self.chunk, num - i)) for i in starts]
+        return np.concatenate([np.asarray(p.family) for p in parts])[:num]
+
+    def prepare(
+        self,
+        problem: methods.Problem,
+        chosen: list[methods.Method],
+        tell: _progress.Tell,
+    ) -> list[methods.Ready]:
+        """Methods with the settings that serve the validation images best."""
+        validation = self.examples("validation", 0, self.config.validation_images)
+        prepared = []
+        for n, method in enumerate(chosen):
+            tell("tune", n, len(chosen), {})
+            prepared.append(methods.ready(problem, method, validation))
+        tell("tune", len(chosen), len(chosen), {})
+        return prepared
+
+    def measure(
+        self, prepared: list[methods.Ready], num: int, tell: _progress.Tell
+    ) -> list[Measured]:
+        """All methods on the same chunks of test images."""
+        numbers: list[list[Numbers]] = [[] for _ in prepared]
+        seconds: list[list[float]] = [[] for _ in prepared]
+        for start in range(0, num, self.chunk):
+            test = self.examples("test", start, min(self.chunk, num - start))
+            for n, ready in enumerate(prepared):
+                if num <= self.chunk:
+                    _reconstruct(ready, test.voltage)  # compiles
                 clock = time.perf_counter()
-                image, logit = jax.block_until_ready(solver(made.voltage))
+                made = _reconstruct(ready, test.voltage)
                 taken = time.perf_counter() - clock
-                if start or num <= chunk:  # the first of many chunks compiles
-                    seconds[method].append(taken / len(made.voltage))
-                mask = threshold(image, settings["threshold"])
-                found = _measure(forward, made, level, image, logit, mask)
-                values[method].append(jax.device_get(found))
-                if level == main and start == 0:
-                    mask = mask if logit is None else logit > 0
-                    shown[method] = np.asarray(image), np.asarray(mask, np.uint8)
-            if level == main:
-                first = first or jax.device_get(made)
-            tell("test", min(start + chunk, num), num, {})
-        family = np.concatenate(families)[:num]
-        for row in rows:
-            parts = values[row.method]
-            found = {k: np.concatenate([v[k] for v in parts])[:num] for k in parts[0]}
-            took = float(np.median(seconds[row.method]))
-            results[level, row.method] = found, took, ready[row.method][1]
-    lines = _lines(rows, results, family, levels)
-    _write(workdir, config, rows, lines, results, first, shown, main, family,
-           time.monotonic() - began)  # fmt: skip
-    return [line for line in lines if line["snr_db"] == main]
+                if start or num <= self.chunk:  # the first of many chunks compiles
+                    seconds[n].append(taken / len(test.voltage))
+                scores = _scores(self.forward, test, self.snr_db, made, ready)
+                numbers[n].append(jax.device_get(scores))
+            tell("test", min(start + self.chunk, num), num, {})
+        return [
+            Measured(
+                ready,
+                {k: np.concatenate([p[k] for p in parts])[:num] for k in parts[0]},
+                float(np.median(times)),
+            )
+            for ready, parts, times in zip(prepared, numbers, seconds, strict=True)
+        ]
+
+    def shown(
+        self, prepared: list[methods.Ready]
+    ) -> tuple[data.Examples, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """The first image of each family, and what every method makes of it."""
+        test = self.examples("test", 0, self.chunk)
+        family = np.asarray(test.family)
+        first = np.array(
+            [np.argmax(family == f) for f in range(len(phantoms.FAMILIES))]
+        )
+        images = {}
+        for ready in prepared:
+            made = _reconstruct(ready, test.voltage)
+            mask = np.asarray(ready.mask(made), np.uint8)
+            images[ready.method.name] = np.asarray(made.image)[first], mask[first]
+        return jax.tree.map(lambda a: np.asarray(a)[first], test), images
 
 
-def _rows(config, forward, methods, networks) -> list[Row]:
-    """The lines of the table, in its order: controls, classical, learned."""
-    p = problem(config, forward)
-    seen = [pretrained.load_weights(n[0] / "weights.safetensors")[1].get("images")
-            for n in networks.values()]  # fmt: skip
-    seen = max([s for s in seen if s], default=config.steps * config.data.batch_size)
-    training = Training(config, forward, seen)
-    operators = {(config.physics, config.data.batch_size): forward}
-
-    def control(method, made):
-        solver, chosen = CONTROLS[method](p, training, made)
-        solver = partial(_clipped, solver)
-        return solver, {**chosen, "threshold": _threshold_of(solver, made)}
-
-    def classical(method, made):
-        chosen, image = tune(p, method, made)
-        solver = partial(_clipped, CLASSICAL[method](p, **chosen))
-        return solver, {**chosen, "threshold": tune_threshold(image, made)}
-
-    def network(solver, own, made):
-        chosen = {"refine": own.refine} if own.refine else {}
-        return solver, {**chosen, "threshold": _threshold_of(solver, made)}
-
-    rows = []
-    for method in sorted(methods, key=ORDER.index):
-        if method != "transgan":
-            prepare = control if method in CONTROLS else classical
-            rows.append(Row(method, LABELS[method], {}, partial(prepare, method)))
-    abouts = [_about(folder, c, g) for folder, c, g, _ in networks.values()]
-    labels = distinct([label(c, g) for _, c, g, _ in networks.values()], abouts)
-    for name, title, about in zip(networks, labels, abouts, strict=True):
-        _, own_config, generator, params = networks[name]
-        # Signals are scaled by a run's own first training batches.
-        key = own_config.physics, own_config.data.batch_size
-        if key not in operators:
-            operators[key] = data.build(own_config)
-        own = operators[key]
-        solver = partial(_network, generator, params, own)
-        rows.append(Row(name, title, about, partial(network, solver, own)))
-    return rows
+def _reconstruct(ready: methods.Ready, u: Array) -> methods.Reconstruction:
+    made = ready.solve(u)
+    image = jnp.clip(made.image, 0, 1)
+    return jax.block_until_ready(made._replace(image=image, choice=None))
 
 
-def _threshold_of(solver, made):
-    return tune_threshold(solver(made.voltage)[0], made)
-
-
-def _examples(forward, config, snr_db, split, start, count) -> data.Examples:
-    """At least `count` examples, in the batches that training has compiled already."""
-    size = config.data.batch_size
-    parts = [
-        data.draw(forward, split, i, size, snr_db)
-        for i in range(start, start + count, size)
-    ]
-    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-
-
-def _measure(forward, made, snr_db, image, logit, thresholded) -> dict[str, Array]:
+def _scores(
+    forward: data.ForwardModel,
+    test: data.Examples,
+    snr_db: float,
+    made: methods.Reconstruction,
+    ready: methods.Ready,
+) -> dict[str, Array]:
     """Every metric of each image, [B]. residual: |S x - u| / |n|, 1 where all that is
     left is noise; NaN without noise.
     """
-    mask = thresholded if logit is None else logit > 0
-    found = metrics.scores(image, made.image, mask, made.mask, 1.0)
-    found["foreground_ssim"] = metrics.foreground_ssim(
-        image, made.image, made.mask, 1.0
+    image, mask = made.image, ready.mask(made)
+    above = ready.mask(made._replace(mask_logit=None))
+    scores = metrics.scores(image, test.image, mask, test.mask, 1.0)
+    scores["foreground_ssim"] = metrics.foreground_ssim(
+        image, test.image, test.mask, 1.0
     )
-    found["dice_thresholded"] = metrics.dice(thresholded, made.mask)
-    found["iou_thresholded"] = metrics.iou(thresholded, made.mask)
-    found["amount"] = jnp.sum(image, axis=(-2, -1))
-    found["true_amount"] = jnp.sum(made.image, axis=(-2, -1))
+    scores["dice_thresholded"] = metrics.dice(above, test.mask)
+    scores["iou_thresholded"] = metrics.iou(above, test.mask)
+    scores["amount"] = jnp.sum(image, axis=(-2, -1))
+    scores["true_amount"] = jnp.sum(test.image, axis=(-2, -1))
     # In one unit for all channels, in which squares don't leave float32.
     unit = jnp.mean(forward.scale)
 
     def left(c):
-        difference = system_matrix.forward(forward.matrix, c) - made.voltage
+        difference = system_matrix.forward(forward.matrix, c) - test.voltage
         return jnp.linalg.norm((difference / unit).reshape(len(c), -1), axis=-1)
 
-    noise = left(made.image) if math.isfinite(snr_db) else jnp.nan
-    found["residual"] = left(image) / noise
-    return found
+    noise = left(test.image) if math.isfinite(snr_db) else jnp.nan
+    scores["residual"] = left(image) / noise
+    return scores
 
+
+# --- Lines and files
 
 _AMOUNTS = ("amount", "true_amount")
 
 
-def _lines(rows, results, family, levels) -> list[dict]:
+def _lines(
+    measured: dict[float, list[Measured]],
+    family: np.ndarray,
+    networks: dict[str, Network],
+) -> list[results.Line]:
     """A line of numbers for each level, method and family, with 95 % intervals."""
     lines = []
-    for level in levels:
+    for level, rows in measured.items():
         for name in ("all", *phantoms.FAMILIES):
-            own = family >= 0
+            shown = family >= 0
             if name != "all":
-                own = family == phantoms.FAMILIES.index(name)
-            found = {
-                (row.method, k): v[own]
-                for row in rows
-                for k, v in results[level, row.method][0].items()
-            }
-            # The same resampled images for all of them.
-            drawn = bootstrap.means(*found.values())
-            between = {k: bootstrap.ends(d) for k, d in zip(found, drawn, strict=True)}
-            for row in rows:
-                _, taken, settings = results[level, row.method]
-                values = {k: found[m, k] for m, k in found if m == row.method}
-                numbers = {}
-                for k, v in values.items():
-                    low, high = between[row.method, k]
-                    if k not in _AMOUNTS:
-                        numbers[k] = {**metrics.summary(v), "low": low, "high": high}
-                lines.append(
-                    {
-                        "method": row.method,
-                        "label": row.label,
-                        "about": row.about,
-                        "snr_db": level,
-                        "family": name,
-                        "num": int(own.sum()),
-                        **numbers,
-                        "pooled_psnr": metrics.pooled_psnr(values["mse"], 1.0),
-                        "amount": metrics.amounts(*(values[k] for k in _AMOUNTS)),
-                        "seconds_per_image": taken,
-                        "settings": settings,
-                        "segmentation": (
-                            "predicted"
-                            if row.about.get("kind") == "dual"
-                            else "thresholded"
-                        ),
-                    }
-                )
-    order = [row.method for row in rows]
-    return sorted(
-        lines, key=lambda n: (levels.index(n["snr_db"]), order.index(n["method"]))
-    )
+                shown = family == phantoms.FAMILIES.index(name)
+            about = {"snr_db": level, "family": name, "num": int(shown.sum())}
+            lines += _lines_of(rows, shown, about, networks)
+    levels = list(measured)
+    order = {row.ready.method.name: n for n, row in enumerate(measured[levels[0]])}
+    lines.sort(key=lambda n: order[n.method])
+    return sorted(results.in_groups(lines), key=lambda n: levels.index(n.snr_db))
 
 
-def _network(generator, params, forward, u):
-    out = train.predict(generator, params, forward, u)
-    return out.reconstruction, out.segmentation
+def _lines_of(
+    rows: list[Measured],
+    shown: np.ndarray,
+    about: dict[str, Any],
+    networks: dict[str, Network],
+) -> list[results.Line]:
+    """Lines of the images that are shown, whose resampling is the same for all methods."""
+    values = {
+        (n, k): v[shown] for n, row in enumerate(rows) for k, v in row.numbers.items()
+    }
+    drawn = bootstrap.means(*values.values())
+    ends = {k: bootstrap.ends(d) for k, d in zip(values, drawn, strict=True)}
+    lines = []
+    for n, row in enumerate(rows):
+        each = {metric: v for (m, metric), v in values.items() if m == n}
+        scores = {
+            metric: results.Statistics(
+                **metrics.summary(v), low=ends[n, metric][0], high=ends[n, metric][1]
+            )
+            for metric, v in each.items()
+            if metric not in _AMOUNTS
+        }
+        amounts = metrics.amounts(*(each[k] for k in _AMOUNTS))
+        method = row.ready.method
+        lines.append(
+            results.Line(
+                **method_info(method),
+                **about,
+                **scores,
+                network=_network_of(networks.get(method.name)),
+                pooled_psnr=metrics.pooled_psnr(each["mse"], 1.0),
+                amount=results.Amounts(**amounts),
+                seconds_per_image=row.seconds,
+                settings=row.ready.told,
+                at_edge=row.ready.at_edge,
+                segmentation=_segmentation(networks.get(method.name)),
+            )
+        )
+    return lines
 
 
-def _clipped(solver, u):
-    return jnp.clip(solver(u), 0, 1), None
+def method_info(method: methods.Method) -> dict[str, Any]:
+    """Fields of results.MethodInfo."""
+    return {
+        "method": method.name,
+        "label": method.label,
+        "kind": method.kind,
+        "physics": method.physics,
+    }
+
+
+def _segmentation(network: Network | None) -> str:
+    dual = network is not None and network.about["kind"] == "dual"
+    return "predicted" if dual else "thresholded"
+
+
+def _network_of(network: Network | None) -> results.Network | None:
+    if network is None:
+        return None
+    names = {"kind": "variant", "physics": "rank"}
+    about = {names.get(n, n): v for n, v in network.about.items() if v is not None}
+    return results.Network(**about)
+
+
+def _write_examples(
+    workdir: Path,
+    forward: data.ForwardModel,
+    rows: list[Measured],
+    truth: data.Examples,
+    shown: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> None:
+    x, y = np.asarray(forward.scanner.grid.pitch)[:2]
+    results.Examples(
+        truth=np.asarray(truth.image),
+        mask=np.asarray(truth.mask, np.uint8),
+        family=phantoms.FAMILIES,
+        pixel_size=(float(x), float(y)),
+        labels={row.ready.method.name: row.ready.method.label for row in rows},
+        images={method: image for method, (image, _) in shown.items()},
+        masks={method: mask for method, (_, mask) in shown.items()},
+    ).write(workdir / "evaluation" / "arrays.npz")
 
 
 def _write(
-    workdir, config, rows, lines, results, examples, shown, main, family, seconds
+    workdir: Path,
+    config: Config,
+    lines: list[results.Line],
+    measured: dict[float, list[Measured]],
+    main: float,
+    family: np.ndarray,
+    began: float,
 ) -> None:
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
-    first = [
-        int(np.argmax(examples.family == f)) for f in range(len(phantoms.FAMILIES))
-    ]
-    grid = data.make_scanner(config).grid
-    labels = np.array([row.label for row in rows])
-    methods = np.array([row.method for row in rows])
-    arrays = {
-        "truth": examples.image[first],
-        "mask": np.asarray(examples.mask[first], np.uint8),
-        "family": np.array(phantoms.FAMILIES),
-        "pixel_size": np.asarray(grid.pitch)[:2],
-        "methods": methods,
-        "labels": labels,
-    }
-    for method, (image, mask) in shown.items():
-        arrays[f"image_{method}"], arrays[f"mask_{method}"] = image[first], mask[first]
-    values = {
-        "family": np.array(phantoms.FAMILIES)[family],
-        "methods": methods,
-        "labels": labels,
-        "main_snr_db": np.array(main),
-        "snr_db": np.array(sorted({level for level, _ in results}, reverse=True)),
-    }
-    for (level, method), (found, _, _) in results.items():
-        for name, v in found.items():
-            values[f"{level:g}/{method}/{name}"] = np.asarray(v, np.float32)
     device = jax.local_devices()[0]
-    about = json.loads((workdir / "config.json").read_text())
+    about = read_info(workdir)
     info = {
         "num": len(family),
         "snr_db": main,
@@ -351,37 +421,32 @@ def _write(
         "system matrix (an inverse crime: every row is better than on a real scanner)",
         "model": config.calibration.path or config.scanner.model,
         "seed": config.seed,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.monotonic() - began, 1),
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
         "ssim": "Gaussian 11x11, sigma 1.5, range 1",
         "intervals": f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
         f"NumPy seed {bootstrap.SEED}",
-        "grid": list(grid.shape),
+        "grid": data.make_scanner(config).grid.shape,
     }
-    summary = {
-        "config": config.name,
-        "commit": about.get("commit"),
-        "version": about.get("version"),
-        "trained_on": about.get("device"),
+    results.Values(
+        main_snr_db=main,
+        family=np.array(phantoms.FAMILIES)[family],
+        numbers={
+            (level, row.ready.method.name, metric): values
+            for level, rows in measured.items()
+            for row in rows
+            for metric, values in row.numbers.items()
+        },
+    ).write(folder / "values.npz")
+    results.write_lines(folder / "metrics.jsonl", lines)
+    results.Info(**info).write(folder / "info.json")
+    learned = {row.ready.method.name for rows in measured.values() for row in rows}
+    results.Summary(
         **info,
-        "rows": [
-            {k: _rounded(v) for k, v in line.items() if k not in ("family", "snr_db")}
-            for line in lines
-            if line["family"] == "all" and line["snr_db"] == main
-        ],
-    }
-    save_npz(folder / "arrays.npz", arrays)
-    save_npz(folder / "values.npz", values)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    _files.write_atomically(folder / "metrics.jsonl", text)
-    _files.write_atomically(folder / "info.json", json.dumps(info, indent=1))
-    _files.write_atomically(
-        folder / "summary.json", json.dumps(summary, indent=1) + "\n"
-    )
-
-
-def _rounded(value):
-    """Six digits: enough for tables, and small files to commit."""
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+        config=config.name,
+        run=config.name if config.name in learned else "",
+        commit=about.commit,
+        version=about.version,
+        trained_on=about.device,
+        rows=tuple(n for n in lines if n.family == "all" and n.snr_db == main),
+    ).write(folder / "summary.json")

@@ -4,6 +4,7 @@
 and `images` reopen the file and read only what is asked for, in pieces of bounded size.
 
 Symbols (the format's own)
+
     N  frames, O foreground + E background      J  periods per frame
     C  receive channels                         V  samples per period
     K  frequencies V // 2 + 1, or the selected  M  selected rows
@@ -43,6 +44,9 @@ from mpi_jax.mdf.schema import (
     ScannerInfo,
     StudyInfo,
     TracerInfo,
+    need_acquisition,
+    need_calibration,
+    need_measurement,
 )
 from mpi_jax.mdf.write import (
     header,
@@ -73,6 +77,9 @@ __all__ = [
     "header",
     "images",
     "mixing_orders",
+    "need_acquisition",
+    "need_calibration",
+    "need_measurement",
     "read",
     "signals",
     "snr",

@@ -6,20 +6,26 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 
 from mpi_jax._linalg import dct
-from mpi_jax.mdf.schema import MDF
-from mpi_jax.mdf.source import EXPANSION, PIECE, SMALL, Source, _open, nbytes
+from mpi_jax.mdf.schema import (
+    MDF,
+    DataInfo,
+    need_acquisition,
+    need_calibration,
+    need_measurement,
+    stored_shape,
+)
+from mpi_jax.mdf.source import EXPANSION, PIECE, SMALL, Source, nbytes, open_hdf5
 
-# ------------------------------------------------------------------ reading the bulk
 
-
-def need(file, what="measurement"):
+def need(file: MDF, what: str = "measurement") -> DataInfo:
+    """Where the bulk data lie; ValueError where the file has none."""
     data = file.image_data if what == "reconstruction" else file.data
     if data is None or file.path is None:
         raise ValueError(f"{file.path}: expected a file with /{what} data, got none")
@@ -30,19 +36,20 @@ def need(file, what="measurement"):
 def bulk(file, what="measurement"):
     """The bulk dataset of a file that is still the one whose header was read."""
     data = need(file, what)
-    with _open(file.path) as h5:
+    with open_hdf5(file.path) as h5:
         source = Source(h5)
         dataset = source.dataset(data.dataset)
         if dataset is None:
-            found = source.problems[0] if source.problems else "no dataset"
-            raise ValueError(f"{file.path}: {data.dataset}: {found}")
+            problem = source.problems[0] if source.problems else "no dataset"
+            raise ValueError(f"{file.path}: {data.dataset}: {problem}")
         if dataset.shape != data.shape or dataset.dtype != data.dtype:
             raise ValueError(
                 f"{file.path}: {data.dataset}: expected {list(data.shape)} {data.dtype} as "
                 f"in the header, found {list(dataset.shape)} {dataset.dtype}"
             )
         indices = None
-        if what == "measurement" and file.measurement.sparsity_transformation:
+        compressed = file.measurement and file.measurement.sparsity_transformation
+        if what == "measurement" and compressed:
             indices = source.dataset("/measurement/subsamplingIndices")
             if indices is None or indices.shape != data.indices_shape:
                 raise ValueError(
@@ -80,8 +87,8 @@ def choose(name, choice, count) -> np.ndarray:
     given = np.atleast_1d(np.asarray(choice))
     if given.dtype == bool and given.shape == (count,):
         return np.flatnonzero(given)
-    fine = given.ndim == 1 and given.dtype.kind in "iu" and given.size > 0
-    if not fine or given.min() < 0 or given.max() >= count:
+    indices = given.ndim == 1 and given.dtype.kind in "iu" and given.size > 0
+    if not indices or given.min() < 0 or given.max() >= count:
         raise ValueError(
             f"{name}: expected indices from 0 to {count - 1}, a slice or a mask [{count}], "
             f"got {np.asarray(choice).dtype} {list(np.shape(choice))} {given.ravel()[:4]}"
@@ -89,38 +96,58 @@ def choose(name, choice, count) -> np.ndarray:
     return given.astype(np.int64)
 
 
+class Piece(NamedTuple):
+    """What is read at once along an axis: a span that holds positions, and their places."""
+
+    span: slice
+    places: np.ndarray  # in the result
+    positions: np.ndarray  # in the file
+
+    @property
+    def width(self) -> int:
+        return self.span.stop - self.span.start
+
+
 def blocks(dataset, index, whole=()) -> Iterator[tuple[tuple, np.ndarray]]:
     """(where in the result, values) of a selection, in pieces of bounded size.
 
-    index: wanted positions for each axis, in any order; whole: axes never cut.
+    index: positions to read along each axis, in any order; whole: axes never cut.
     """
     axes = range(dataset.ndim)
     size = dataset.dtype.itemsize * math.prod(len(index[i]) for i in whole)
-    pieces = [None] * dataset.ndim
+    pieces: list[list[Piece]] = [[] for _ in axes]
     for i in reversed(axes):
         order = np.argsort(index[i], kind="stable")
-        wanted = np.asarray(index[i])[order]
+        ascending = np.asarray(index[i])[order]
         chunk = dataset.chunks[i] if dataset.chunks else 1
         # Reading on over a short gap costs less than starting anew.
         gap = 1 + max(chunk - 1, 2**16 // max(size, 1))
-        limit = len(wanted) and wanted[-1] + 1 if i in whole else max(1, PIECE // size)
-        run = np.cumsum(np.diff(wanted, prepend=wanted[:1]) > gap)
-        first = wanted[np.searchsorted(run, run)]
-        part = (wanted - first) // max(limit, 1)
+        limit = (
+            len(ascending) and ascending[-1] + 1
+            if i in whole
+            else max(1, PIECE // size)
+        )
+        run = np.cumsum(np.diff(ascending, prepend=ascending[:1]) > gap)
+        first = ascending[np.searchsorted(run, run)]
+        part = (ascending - first) // max(limit, 1)
         new = np.flatnonzero((np.diff(run) > 0) | (np.diff(part) > 0)) + 1
         pieces[i] = [
-            (slice(int(wanted[a]), int(wanted[b - 1]) + 1), order[a:b], wanted[a:b])
-            for a, b in itertools.pairwise([0, *new.tolist(), len(wanted)])
+            Piece(
+                slice(int(ascending[a]), int(ascending[b - 1]) + 1),
+                order[a:b],
+                ascending[a:b],
+            )
+            for a, b in itertools.pairwise([0, *new.tolist(), len(ascending)])
         ]
         if i not in whole:
-            size *= max(s.stop - s.start for s, _, _ in pieces[i])
+            size *= max(piece.width for piece in pieces[i])
     for parts in itertools.product(*pieces):
-        values = dataset[tuple(s for s, _, _ in parts)]
-        for i, (s, _, wanted) in enumerate(parts):
-            local = wanted - s.start
-            if not np.array_equal(local, np.arange(s.stop - s.start)):
+        values = dataset[tuple(piece.span for piece in parts)]
+        for i, piece in enumerate(parts):
+            local = piece.positions - piece.span.start
+            if not np.array_equal(local, np.arange(piece.width)):
                 values = values.take(local, axis=i)
-        yield tuple(position for _, position, _ in parts), values
+        yield tuple(piece.places for piece in parts), values
 
 
 def _gather(dataset, index):
@@ -136,8 +163,12 @@ def _fill(file, opened, out, frames, periods, channel, bins, frequency):
 
     bins: samples, or where `frequency` is set indices of the whole frequency axis.
     """
-    dataset, indices = opened
-    m, data, receiver = file.measurement, file.data, file.acquisition.receiver
+    dataset, _ = opened
+    data, m, receiver = (
+        need(file),
+        need_measurement(file),
+        need_acquisition(file).receiver,
+    )
     samples = receiver.samples
     factor, offset = 1.0, 0.0
     if receiver.data_conversion_factor is not None:
@@ -152,8 +183,9 @@ def _fill(file, opened, out, frames, periods, channel, bins, frequency):
             raise ValueError(
                 f"{file.path}: expected frequencies among the stored ones, got {missing}"
             )
-    if indices is not None:
-        _fill_compressed(file, opened, out, frames, periods, channel, columns)
+    if (kind := m.sparsity_transformation) is not None:
+        where = (frames, periods, channel, columns)
+        _fill_compressed(file, opened, out, kind, *where)
         out *= factor
     else:
         same = frequency == m.is_fourier_transformed
@@ -162,19 +194,19 @@ def _fill(file, opened, out, frames, periods, channel, bins, frequency):
         index = {"N": frames, "J": periods, "C": np.array([channel])}
         index[last] = columns if same else np.arange(stored)
         whole = [] if same else [data.axes.index(last)]
-        wanted = [index[axis] for axis in data.axes]
+        selection = [index[axis] for axis in data.axes]
         if data.is_pairs:
-            wanted.append(np.arange(2))
+            selection.append(np.arange(2))
             whole.append(len(data.axes))
         letters, view = f"NJC{last}", out[:, :, None]
         if "J" not in data.axes:
             letters, view = f"NC{last}", view[:, 0]
         view = view.transpose([letters.index(axis) for axis in data.axes])
         axis = data.axes.index(last)
-        for where, values in blocks(dataset, wanted, whole):
-            where = list(where)
+        for where, values in blocks(dataset, selection, whole):
+            places = list(where)
             if data.is_pairs:
-                where.pop()
+                places.pop()
                 values = values[..., 0] + 1j * values[..., 1]
             # Converted in double precision, kept in that of the file.
             wide = np.complex128 if values.dtype.kind == "c" else np.float64
@@ -185,8 +217,8 @@ def _fill(file, opened, out, frames, periods, channel, bins, frequency):
                 else:
                     values = np.fft.irfft(values, samples, axis=axis)
                 values = values.take(bins, axis=axis)
-                where[axis] = np.arange(len(bins))
-            view[_spans(where)] = values * factor + (0 if frequency else offset)
+                places[axis] = np.arange(len(bins))
+            view[_spans(places)] = values * factor + (0 if frequency else offset)
     if frequency and offset:
         out[..., bins == 0] += offset * samples
 
@@ -198,14 +230,12 @@ def _spans(where):
     return np.ix_(*where)
 
 
-def _fill_compressed(file, opened, out, frames, periods, channel, columns):
+def _fill_compressed(file, opened, out, kind: str, frames, periods, channel, columns):
     dataset, indices = opened
-    m = file.measurement
+    m = need_measurement(file)
     foreground, background = len(m.foreground), len(m.background)
     kept = dataset.shape[-1] - background
-    order = file.calibration.order or "xyz"
-    size = dict(zip("xyz", map(int, file.calibration.size), strict=True))
-    shape = [size[axis] for axis in reversed(order)]
+    shape = stored_shape(need_calibration(file))
     step = max(1, PIECE // (16 * (foreground + background)))
     for j, period in enumerate(periods):
         for start in range(0, len(columns), step):
@@ -222,15 +252,14 @@ def _fill_compressed(file, opened, out, frames, periods, channel, columns):
                 )
             rows = np.zeros((len(some), foreground), np.complex128)
             np.put_along_axis(rows, places, stored[:, :kept], axis=1)
-            rows = dct(
-                rows.reshape(-1, *shape), m.sparsity_transformation, inverse=True
-            )
+            rows = dct(rows.reshape(-1, *shape), kind, inverse=True)
             rows = rows.reshape(len(some), foreground)
             rows = np.concatenate([rows, stored[:, kept:]], axis=1)
             out[:, j, start : start + len(some)] = rows[:, frames].T
 
 
-Choice = Any  # None, an index, a slice, a boolean mask or a sequence of indices
+# An index, a slice, a boolean mask or a sequence of indices; None chooses all.
+Choice = int | np.integer | slice | Sequence[int] | np.ndarray | None
 
 
 def signals(
@@ -241,9 +270,18 @@ def signals(
     Frames come as stored (and are chosen by stored index); acquisition order is
     `signals(file, frames=acquisition_order(file))`. float32, or float64 where the file
     holds float64 or 32-bit integers. Raises ValueError where frequencies are missing.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> mdf.signals(mdf.read("measurement.mdf"), frames=[0, 2], channels=0).shape
+      (2, 1, 1, 1632)
     """
     data = need(file)
-    a, m = file.acquisition, file.measurement
+    a, m = need_acquisition(file), need_measurement(file)
     if m.frequency_selection is not None:
         raise ValueError(
             f"{file.path}: expected all frequencies for a time signal, found a selection "
@@ -280,12 +318,26 @@ def spectra(
 
     frequency_selection [C, V // 2 + 1] selects rows, frequency fastest, then channel, as in
     `system_matrix`. Without it K counts the stored frequencies. Frames as in `signals`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> file = mdf.read("measurement.mdf")
+      >>> mdf.spectra(file).shape  # [N, J, C, K]
+      (3, 1, 2, 817)
+      >>> above = np.tile(mdf.frequencies(file) >= 80e3, (2, 1))  # [C, K], from 80 kHz on
+      >>> mdf.spectra(file, frequency_selection=above).shape == (3, 1, above.sum())
+      True
     """
     need(file)
-    frames = choose("frames", frames, file.acquisition.frames)
+    a = need_acquisition(file)
+    frames = choose("frames", frames, a.frames)
     rows = _rows(file, frequency_selection, frames, periods, (0, 1, 2))
     if frequency_selection is None:
-        rows = rows.reshape(*rows.shape[:2], file.acquisition.receiver.channels, -1)
+        rows = rows.reshape(*rows.shape[:2], a.receiver.channels, -1)
     return rows
 
 
@@ -303,10 +355,23 @@ def system_matrix(
     (`voxel_order(file)[iz].ravel()` is one plane in image layout). Only the selected
     rows and columns are read. Unit: the receiver's times samples, not corrected for
     background (`correct_background`). complex64, or complex128 for double files.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner, system_matrix
+      >>> s = scanner.paper(2)  # 2 x 2 pixels
+      >>> S = system_matrix.to_frequency(system_matrix.simulate(s))  # [C, K, P]
+      >>> head = mdf.header(s, calibration=True)
+      >>> file_order = np.argsort(mdf.voxel_order(head), axis=None)
+      >>> mdf.write_calibration("calibration.mdf", head, np.asarray(S)[None][..., file_order])
+      >>> file = mdf.read("calibration.mdf")
+      >>> mdf.system_matrix(file).shape  # [J, M, O + E]
+      (1, 1634, 4)
     """
-    foreground = _foreground(file)
+    foreground = foreground_frames(file)
     voxels = choose("voxels", voxels, len(foreground))
-    frames = np.concatenate([foreground[voxels], file.measurement.background])
+    background = need_measurement(file).background
+    frames = np.concatenate([foreground[voxels], background])
     return _rows(file, frequency_selection, frames, periods, (1, 2, 0))
 
 
@@ -314,7 +379,7 @@ def _rows(file, frequency_selection, frames, periods, axes):
     """Selected rows with the axes (N, J, M) in memory order `axes`."""
     data = need(file)
     frequency_selection = _keep(file, frequency_selection)
-    periods = choose("periods", periods, file.acquisition.periods)
+    periods = choose("periods", periods, need_acquisition(file).periods)
     shape = (len(frames), len(periods), int(frequency_selection.sum()))
     with bulk(file) as opened:
         out = result(file, opened[0], [shape[i] for i in axes], f"c{2 * _bytes(data)}")
@@ -338,20 +403,18 @@ def _bytes(data):
     )
 
 
-def _stored(file):
+def stored_frequencies(file: MDF) -> Int[np.ndarray, " K"]:
     """Indices of the stored frequencies, ascending."""
-    selection = file.measurement.frequency_selection
-    full = file.acquisition.receiver.samples // 2 + 1
+    selection = need_measurement(file).frequency_selection
+    full = need_acquisition(file).receiver.samples // 2 + 1
     return np.arange(full) if selection is None else np.sort(selection)
 
 
 def _keep(file, frequency_selection):
-    shape = (
-        file.acquisition.receiver.channels,
-        file.acquisition.receiver.samples // 2 + 1,
-    )
+    receiver = need_acquisition(file).receiver
+    shape = (receiver.channels, receiver.samples // 2 + 1)
     stored = np.zeros(shape[1], bool)
-    stored[_stored(file)] = True
+    stored[stored_frequencies(file)] = True
     if frequency_selection is None:
         return np.tile(stored, (shape[0], 1))
     frequency_selection = np.asarray(frequency_selection)
@@ -375,16 +438,13 @@ def _keep(file, frequency_selection):
     return frequency_selection
 
 
-def _foreground(file):
+def foreground_frames(file: MDF) -> Int[np.ndarray, " O"]:
+    """Stored index of the frame of each voxel, in the file's voxel order."""
     need(file)
-    if file.calibration is None:
-        raise ValueError(f"{file.path}: expected a calibration, found no /calibration")
-    if (
-        file.calibration.is_meandering_grid
-        and file.measurement.frame_permutation is None
-    ):
+    m = need_measurement(file)
+    if need_calibration(file).is_meandering_grid and m.frame_permutation is None:
         raise ValueError(
             f"{file.path}: /calibration/isMeanderingGrid: expected 0 for frames stored as "
             "acquired, found 1: the order of the voxels is not known"
         )
-    return file.measurement.foreground
+    return m.foreground

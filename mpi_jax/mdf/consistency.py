@@ -15,9 +15,9 @@ from mpi_jax.mdf.source import COUNT, ORDERS
 def _expectations():
     problems = []
 
-    def expect(fine, where, expected, found):
-        if not fine:
-            problems.append(f"{where}: expected {expected}, found {found}")
+    def expect(is_so, where, expected, got):
+        if not is_so:
+            problems.append(f"{where}: expected {expected}, found {got}")
 
     return problems, expect
 
@@ -72,36 +72,36 @@ def contradictions(file) -> list[str]:
                 continue
             path, letters = f"{where}/{meta['name']}", meta["shape"]
             if meta.get("positive"):
-                fine = np.all(np.asarray(value) > 0)
-                expect(fine, path, "positive numbers", np.ravel(value)[:4].tolist())
+                positive = np.all(np.asarray(value) > 0)
+                expect(positive, path, "positive numbers", np.ravel(value)[:4].tolist())
             if letters:
                 shape = np.shape(value)
                 if len(shape) == len(letters):
                     for letter, n in zip(letters, shape, strict=True):
                         sizes.setdefault(letter, n)
-                wanted = [sizes.get(letter, letter) for letter in letters]
-                fine = list(shape) == wanted
+                known = [sizes.get(letter, letter) for letter in letters]
+                fits = list(shape) == known
                 if field.name == "transfer_function" and letters[-1:] == ["K"]:
-                    fine = fine or list(shape) == [wanted[0], full]
-                expect(fine, path, f"[{', '.join(letters)}] = {wanted}", list(shape))
+                    fits = fits or list(shape) == [known[0], full]
+                expect(fits, path, f"[{', '.join(letters)}] = {known}", list(shape))
     if problems:
         return problems
 
     if a is not None:
         samples = drive.cycle * 2 * receiver.bandwidth
-        fine = abs(samples - receiver.samples) < 0.01
+        agree = abs(samples - receiver.samples) < 0.01
         where = "/acquisition/receiver/numSamplingPoints"
-        expect(fine, where, f"cycle * 2 * bandwidth = {samples:g}", receiver.samples)
-        for l in {w for row in drive.waveform for w in row}:
-            fine = l in ("sine", "triangle", "custom")
-            where = "/acquisition/drivefield/waveform"
-            expect(fine, where, "sine, triangle or custom", repr(l))
+        expect(agree, where, f"cycle * 2 * bandwidth = {samples:g}", receiver.samples)
+        where = "/acquisition/drivefield/waveform"
+        for wave in {wave for row in drive.waveform for wave in row}:
+            known_wave = wave in ("sine", "triangle", "custom")
+            expect(known_wave, where, "sine, triangle or custom", repr(wave))
     if measurement is not None and a is not None:
         problems += _measurement_contradictions(file, sizes, full)
     for group, where in ((calibration, "/calibration"), (image, "/reconstruction")):
         if group is not None and group.order is not None:
-            fine = group.order in ORDERS
-            expect(fine, f"{where}/order", f"one of {', '.join(ORDERS)}", group.order)
+            orders = f"one of {', '.join(ORDERS)}"
+            expect(group.order in ORDERS, f"{where}/order", orders, group.order)
     if calibration is not None and measurement is not None and a is not None:
         count = a.frames - int(np.sum(measurement.is_background_frame))
         for name in ("size", "positions", "offset_fields"):
@@ -131,16 +131,16 @@ def _measurement_contradictions(file, sizes, full) -> list[str]:
         m.sparsity_transformation,
     )
     if selection is not None:
-        fine = len(np.unique(selection)) == len(selection) > 0
-        fine = fine and selection.min() >= 0 and selection.max() < full
+        distinct = len(np.unique(selection)) == len(selection) > 0
+        inside = distinct and selection.min() >= 0 and selection.max() < full
         where = "/measurement/frequencySelection"
-        expect(fine, where, f"distinct indices within 1 to {full}", "others")
-        fine = m.is_fourier_transformed
-        expect(fine, "/measurement/isFourierTransformed", "1 with a selection", 0)
+        expect(inside, where, f"distinct indices within 1 to {full}", "others")
+        where = "/measurement/isFourierTransformed"
+        expect(m.is_fourier_transformed, where, "1 with a selection", 0)
     if order is not None:
-        fine = np.array_equal(np.sort(order), np.arange(len(order)))
+        permutes = np.array_equal(np.sort(order), np.arange(len(order)))
         where = "/measurement/framePermutation"
-        expect(fine, where, f"a permutation of 1 to {len(order)}", "none")
+        expect(permutes, where, f"a permutation of 1 to {len(order)}", "none")
     if data is None:
         return problems
     kinds = "fiu" if data.is_pairs or not m.is_fourier_transformed else "c"
@@ -148,10 +148,10 @@ def _measurement_contradictions(file, sizes, full) -> list[str]:
     expect(data.dtype.kind in kinds, data.dataset, name, data.dtype)
     if problems:
         return problems
-    wanted = [sizes[axis] for axis in data.axes] + [2] * data.is_pairs
+    full_shape = [sizes[axis] for axis in data.axes] + [2] * data.is_pairs
     if kind is None:
-        shape = f"[{', '.join(data.axes)}] = {wanted}"
-        expect(list(data.shape) == wanted, data.dataset, shape, list(data.shape))
+        shape = f"[{', '.join(data.axes)}] = {full_shape}"
+        expect(list(data.shape) == full_shape, data.dataset, shape, list(data.shape))
         return problems
     where = "/measurement/sparsityTransformation"
     expect(kind in TRANSFORMS, where, f"one of {', '.join(TRANSFORMS)}", repr(kind))
@@ -160,19 +160,19 @@ def _measurement_contradictions(file, sizes, full) -> list[str]:
     size = getattr(file.calibration, "size", None)
     expect(size is not None, "/calibration/size", "three counts to decompress", "none")
     where, background = "/measurement/isBackgroundFrame", m.is_background_frame
-    fine = not np.any(background[:-1] > background[1:])
-    expect(fine, where, "background frames last in a compressed file", "others")
+    last = not np.any(background[:-1] > background[1:])
+    expect(last, where, "background frames last in a compressed file", "others")
     coefficients = data.shape[-1] - int(np.sum(background)) if data.shape else 0
-    wanted = [*wanted[:-1], "B + E"]
-    fine = list(data.shape[:-1]) == wanted[:-1] and coefficients >= 1
-    expect(fine, data.dataset, f"[J, C, K, B + E] = {wanted}", list(data.shape))
+    rows = full_shape[:-1]
+    fits = list(data.shape[:-1]) == rows and coefficients >= 1
+    words = f"[J, C, K, B + E] = {[*rows, 'B + E']}"
+    expect(fits, data.dataset, words, list(data.shape))
     indices = data.indices_shape
-    wanted = [*wanted[:-1], coefficients]
     where = "/measurement/subsamplingIndices"
     expect(
-        indices is not None and list(indices) == wanted,
+        indices is not None and list(indices) == [*rows, coefficients],
         where,
-        f"[J, C, K, B] = {wanted}",
+        f"[J, C, K, B] = {[*rows, coefficients]}",
         "no dataset" if indices is None else list(indices),
     )
     return problems

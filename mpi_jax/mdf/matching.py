@@ -6,14 +6,23 @@ import math
 
 import numpy as np
 
-from mpi_jax.mdf.bulk import _stored
-from mpi_jax.mdf.schema import MDF
+from mpi_jax.mdf.bulk import stored_frequencies
+from mpi_jax.mdf.schema import MDF, need_measurement
 
 
 def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[str]:
     """What keeps a system matrix from fitting a measurement, in words; empty if it fits.
 
     grouping: how many periods of the measurement make one of the system matrix.
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> calibration = mdf.header(scanner.paper(2), calibration=True)
+      >>> mdf.compatible(calibration, mdf.header(scanner.paper(2)))
+      []
+      >>> other = mdf.header(scanner.paper(2, amplitude=10e-3))
+      >>> "strength" in mdf.compatible(calibration, other)[0]
+      True
     """
     both = (system_matrix, measurement)
     for file, name in zip(both, ("system_matrix", "measurement"), strict=True):
@@ -45,8 +54,8 @@ def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[
 
     compare("receive channels", lambda a: a.receiver.channels)
     joined = {id(measurement.acquisition): grouping}
-    words = f"{grouping} periods" if grouping > 1 else "period"
-    compare(f"samples per {words}", lambda a: a.receiver.samples * joined.get(id(a), 1))
+    joint = f"{grouping} periods" if grouping > 1 else "period"
+    compare(f"samples per {joint}", lambda a: a.receiver.samples * joined.get(id(a), 1))
     compare("bandwidth", lambda a: a.receiver.bandwidth, " Hz")
     compare("unit", lambda a: a.receiver.unit)
     compare("drive channels", lambda a: a.drive_field.channels)
@@ -56,14 +65,17 @@ def compatible(system_matrix: MDF, measurement: MDF, grouping: int = 1) -> list[
     compare("drive field strength", lambda a: a.drive_field.strength, " T")
     compare("drive field phase", lambda a: a.drive_field.phase, " rad", angle=True)
     compare("gradient", lambda a: a.gradient, " T/m")
-    one, two = (f.measurement.is_transfer_function_corrected for f in both)
+    one, two = (need_measurement(f).is_transfer_function_corrected for f in both)
     if one != two:
         words = [("un" * (not state)) + "corrected" for state in (one, two)]
         problems.append(
             f"transfer function: system matrix {words[0]}, measurement {words[1]}"
         )
-    missing = np.setdiff1d(_stored(system_matrix), _stored(measurement))
-    if measurement.measurement.frequency_selection is not None and len(missing):
+    missing = np.setdiff1d(
+        stored_frequencies(system_matrix), stored_frequencies(measurement)
+    )
+    selection = need_measurement(measurement).frequency_selection
+    if selection is not None and len(missing):
         problems.append(
             f"frequency selection: measurement lacks {len(missing)} frequencies of the "
             f"system matrix, first index {missing[0]}"

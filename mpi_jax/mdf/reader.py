@@ -21,7 +21,7 @@ from mpi_jax.mdf.schema import (
     MeasurementInfo,
     TracerInfo,
 )
-from mpi_jax.mdf.source import COUNT, Source, _open, check_heaps
+from mpi_jax.mdf.source import COUNT, Source, check_heaps, open_hdf5
 
 
 def read(path: str | os.PathLike) -> MDF:
@@ -30,6 +30,16 @@ def read(path: str | os.PathLike) -> MDF:
     Raises OSError or ValueError with one line that names the file, and the dataset, what
     was expected and what was found, for a file that can't be trusted. One warning tells
     of everything that deviates but was accepted.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> file = mdf.read("measurement.mdf")
+      >>> file.acquisition.frames, file.acquisition.receiver.samples, file.data.axes
+      (3, 1632, 'NJCV')
     """
     file, problems = _parse(path)
     if problems:
@@ -41,27 +51,39 @@ def read(path: str | os.PathLike) -> MDF:
 
 
 def check(path: str | os.PathLike) -> list[str]:
-    """What contradicts the format, a sentence each; deviations that `read` accepts too."""
+    """What contradicts the format, a sentence each; deviations that `read` accepts too.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> mdf.check("measurement.mdf")
+      []
+    """
     file, problems = _parse(path)
     return problems + list(file.notes)
 
 
 def _freeze(cls, space):
     values = {f.name: getattr(space, f.name) for f in dataclasses.fields(cls)}
-    groups = GROUPS if cls is MDF else SUBGROUPS if cls is AcquisitionInfo else {}
-    groups = groups | (
-        {"data": (DataInfo,), "image_data": (DataInfo,)} if cls is MDF else {}
-    )
+    groups: dict[str, type] = {}
+    if cls is MDF:
+        groups = {name: group for name, (group, *_) in GROUPS.items()}
+        groups |= {"data": DataInfo, "image_data": DataInfo}
+    elif cls is AcquisitionInfo:
+        groups = {name: group for name, (group, _) in SUBGROUPS.items()}
     for name in values.keys() & groups.keys():
         if values[name] is not None:
-            values[name] = _freeze(groups[name][0], values[name])
+            values[name] = _freeze(groups[name], values[name])
     return cls(**values)
 
 
 def _parse(path) -> tuple[SimpleNamespace, list[str]]:
     """Header as a tree of namespaces, so that a faulty one can be looked at too."""
     check_heaps(path)
-    with _open(path) as h5:
+    with open_hdf5(path) as h5:
         source = Source(h5)
         version = source.value(MDF.__dataclass_fields__["version"], "/version")
         try:
@@ -162,11 +184,12 @@ def _normalise(source, file):
     drive, periods = a.drive_field, a.periods or 0
 
     def spread(where, expected, old, new):
-        """One period's value for all of them, without memory of its own."""
+        """One period's value for all of them, without memory for each."""
         if new.shape == old.shape:
             return new
-        found = f"{where}: expected shape {expected}, found {list(old.shape)}"
-        source.notes.append(found)
+        source.notes.append(
+            f"{where}: expected shape {expected}, found {list(old.shape)}"
+        )
         shape = (min(periods, COUNT), *new.shape[1:])
         return np.broadcast_to(new, shape) if len(new) == 1 else new
 
@@ -227,7 +250,7 @@ def _upgrade(file):
         drive.phase = np.broadcast_to(np.pi / 2, drive.strength.shape)
     file.measurement = None
     if data is not None and len(data.shape) == len(data.axes) + data.is_pairs:
-        made = data.axes == "JCKN" or data.axes == "CKN"
+        is_calibration = data.axes in ("JCKN", "CKN")
         frames = data.shape[data.axes.index("N")]
         if frames <= COUNT:
             a.frames = frames
@@ -237,8 +260,8 @@ def _upgrade(file):
             file.measurement.frame_permutation = None
             file.measurement.sparsity_transformation = None
             file.measurement.is_background_frame = np.zeros(frames, bool)
-            file.measurement.is_background_corrected = made
-            file.measurement.is_fast_frame_axis = made
+            file.measurement.is_background_corrected = is_calibration
+            file.measurement.is_fast_frame_axis = is_calibration
             file.measurement.is_fourier_transformed = "K" in data.axes
     if calibration is not None and calibration.snr is not None:
         if calibration.snr.ndim == 2:

@@ -10,69 +10,88 @@ import datetime
 import uuid as uuids
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import numpy as np
 
 VERSION = "2.1.0"
 
 
-def _at(name, kind, shape="", default=dataclasses.MISSING, *, optional=False, **extra):
-    """A header field: its name, type and shape in the file; optional ones may be None."""
-    if optional:
-        default = None
-    how = {"default_factory" if callable(default) else "default": default}
-    meta = dict(name=name, kind=kind, shape=shape.split(), optional=optional, **extra)
-    return dataclasses.field(metadata=meta, **how)
+Class = TypeVar("Class")
 
 
-def _text(name, default="n.a.", **extra):
-    return _at(name, str, "", default, **extra)
+def _field(
+    name,
+    kind,
+    shape="",
+    *,
+    default=dataclasses.MISSING,
+    default_factory=dataclasses.MISSING,
+    **extra,
+):
+    """A header field: its name, type and shape in the file; it may be None if `default` is."""
+    meta = dict(name=name, kind=kind, shape=shape.split(), optional=default is None)
+    return dataclasses.field(
+        default=default, default_factory=default_factory, metadata=meta | extra
+    )
 
 
-def _uuid():
+def _text(name, default: str | None = "n.a.", **extra):
+    return _field(name, str, default=default, **extra)
+
+
+def new_uuid() -> str:
     return str(uuids.uuid4())
 
 
-def _now():
+def time_now() -> str:
+    """UTC in ISO 8601 without a zone, as the format wants it."""
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     return now.isoformat(timespec="milliseconds")
 
 
-_header = dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass_transform(
+    eq_default=False,
+    frozen_default=True,
+    kw_only_default=True,
+    field_specifiers=(_field, dataclasses.field),
+)
+def _header(cls: type[Class]) -> type[Class]:
+    """The decorator of a group of the header."""
+    return dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
 
 
 @_header
 class StudyInfo:
     name: str = _text("name")
-    number: int = _at("number", int, "", 0)
-    uuid: str = _text("uuid", _uuid)
+    number: int = _field("number", int, default=0)
+    uuid: str = _field("uuid", str, default_factory=new_uuid)
     description: str = _text("description")
-    time: str | None = _text("time", optional=True)
+    time: str | None = _text("time", default=None)
 
 
 @_header
 class ExperimentInfo:
     name: str = _text("name")
-    number: int = _at("number", int, "", 0)
-    uuid: str = _text("uuid", _uuid)
+    number: int = _field("number", int, default=0)
+    uuid: str = _field("uuid", str, default_factory=new_uuid)
     description: str = _text("description")
     subject: str = _text("subject")
-    is_simulation: bool = _at("isSimulation", bool, "", False)
+    is_simulation: bool = _field("isSimulation", bool, default=False)
 
 
 @_header
 class TracerInfo:
     """Each field has one entry per tracer; concentration [mol(solute)/L], volume [L]."""
 
-    name: tuple[str, ...] = _at("name", str, "A")
-    batch: tuple[str, ...] = _at("batch", str, "A")
-    vendor: tuple[str, ...] = _at("vendor", str, "A")
-    solute: tuple[str, ...] = _at("solute", str, "A")
-    concentration: np.ndarray = _at("concentration", float, "A", free=True)
-    volume: np.ndarray = _at("volume", float, "A", free=True)
-    injection_time: tuple[str, ...] | None = _at(
-        "injectionTime", str, "A", optional=True
+    name: tuple[str, ...] = _field("name", str, "A")
+    batch: tuple[str, ...] = _field("batch", str, "A")
+    vendor: tuple[str, ...] = _field("vendor", str, "A")
+    solute: tuple[str, ...] = _field("solute", str, "A")
+    concentration: np.ndarray = _field("concentration", float, "A", free=True)
+    volume: np.ndarray = _field("volume", float, "A", free=True)
+    injection_time: tuple[str, ...] | None = _field(
+        "injectionTime", str, "A", default=None
     )
 
 
@@ -85,7 +104,7 @@ class ScannerInfo:
     name: str = _text("name")
     operator: str = _text("operator")
     topology: str = _text("topology", "FFP")
-    bore_size: float | None = _at("boreSize", float, optional=True, free=True)
+    bore_size: float | None = _field("boreSize", float, default=None, free=True)
 
 
 @_header
@@ -93,16 +112,16 @@ class DriveFieldInfo:
     """H_d(t) = sum_l strength[j, d, l] wave(2 pi f t + phase[j, d, l]), f = base / divider.
 
     base_frequency [Hz], cycle [s], divider [D, F], strength [J, D, F] T, phase
-    [J, D, F] rad, waveform [D][F]: sine, triangle or custom.
+    [J, D, F] rad, waveform: F words for each of D channels, sine, triangle or custom.
     """
 
-    base_frequency: float = _at("baseFrequency", float, positive=True)
-    cycle: float = _at("cycle", float, positive=True)
-    channels: int = _at("numChannels", int, count=True)
-    divider: np.ndarray = _at("divider", int, "D F", positive=True)
-    strength: np.ndarray = _at("strength", float, "J D F")
-    phase: np.ndarray = _at("phase", float, "J D F")
-    waveform: tuple[tuple[str, ...], ...] = _at("waveform", str, "D F")
+    base_frequency: float = _field("baseFrequency", float, positive=True)
+    cycle: float = _field("cycle", float, positive=True)
+    channels: int = _field("numChannels", int, count=True)
+    divider: np.ndarray = _field("divider", int, "D F", positive=True)
+    strength: np.ndarray = _field("strength", float, "J D F")
+    phase: np.ndarray = _field("phase", float, "J D F")
+    waveform: tuple[tuple[str, ...], ...] = _field("waveform", str, "D F")
 
 
 @_header
@@ -110,22 +129,22 @@ class ReceiverInfo:
     """bandwidth [Hz], half the sampling rate; channels C; samples V per period.
 
     data_conversion_factor [C, 2]: value [unit] = a * stored + b; applied when reading.
-    transfer_function [C, K or all K] (divide a spectrum by it) and induction_factor [C]
-    [unit/(A m^2)] are given as stored and never applied here.
+    transfer_function [C, K or all K] (divide a spectrum by it) and induction_factor [C] in
+    unit/(A m^2) are given as stored and never applied here.
     """
 
-    bandwidth: float = _at("bandwidth", float, positive=True)
-    channels: int = _at("numChannels", int, count=True)
-    samples: int = _at("numSamplingPoints", int, count=True)
+    bandwidth: float = _field("bandwidth", float, positive=True)
+    channels: int = _field("numChannels", int, count=True)
+    samples: int = _field("numSamplingPoints", int, count=True)
     unit: str = _text("unit", "V")
-    data_conversion_factor: np.ndarray | None = _at(
-        "dataConversionFactor", float, "C 2", optional=True
+    data_conversion_factor: np.ndarray | None = _field(
+        "dataConversionFactor", float, "C 2", default=None
     )
-    transfer_function: np.ndarray | None = _at(
-        "transferFunction", complex, "C K", optional=True, free=True
+    transfer_function: np.ndarray | None = _field(
+        "transferFunction", complex, "C K", default=None, free=True
     )
-    induction_factor: np.ndarray | None = _at(
-        "inductionFactor", float, "C", optional=True, free=True
+    induction_factor: np.ndarray | None = _field(
+        "inductionFactor", float, "C", default=None, free=True
     )
 
 
@@ -133,12 +152,14 @@ class ReceiverInfo:
 class AcquisitionInfo:
     """averages, frames N, periods J; gradient [J, Y, 3, 3] T/m, offset_field [J, Y, 3] T."""
 
-    averages: int = _at("numAverages", int, "", 1, count=True)
-    frames: int = _at("numFrames", int, "", 1, count=True)
-    periods: int = _at("numPeriodsPerFrame", int, "", 1, count=True)
-    start_time: str = _text("startTime", _now)
-    gradient: np.ndarray | None = _at("gradient", float, "J Y 3 3", optional=True)
-    offset_field: np.ndarray | None = _at("offsetField", float, "J Y 3", optional=True)
+    averages: int = _field("numAverages", int, default=1, count=True)
+    frames: int = _field("numFrames", int, default=1, count=True)
+    periods: int = _field("numPeriodsPerFrame", int, default=1, count=True)
+    start_time: str = _field("startTime", str, default_factory=time_now)
+    gradient: np.ndarray | None = _field("gradient", float, "J Y 3 3", default=None)
+    offset_field: np.ndarray | None = _field(
+        "offsetField", float, "J Y 3", default=None
+    )
     drive_field: DriveFieldInfo
     receiver: ReceiverInfo
 
@@ -153,30 +174,30 @@ class MeasurementInfo:
     DCT-IV of each foreground row, None for uncompressed.
     """
 
-    is_background_frame: np.ndarray = _at("isBackgroundFrame", bool, "N")
-    is_background_corrected: bool = _at("isBackgroundCorrected", bool, "", False)
-    is_fast_frame_axis: bool = _at("isFastFrameAxis", bool, "", False)
-    is_fourier_transformed: bool = _at("isFourierTransformed", bool, "", False)
-    is_spectral_leakage_corrected: bool = _at(
-        "isSpectralLeakageCorrected", bool, "", False
+    is_background_frame: np.ndarray = _field("isBackgroundFrame", bool, "N")
+    is_background_corrected: bool = _field("isBackgroundCorrected", bool, default=False)
+    is_fast_frame_axis: bool = _field("isFastFrameAxis", bool, default=False)
+    is_fourier_transformed: bool = _field("isFourierTransformed", bool, default=False)
+    is_spectral_leakage_corrected: bool = _field(
+        "isSpectralLeakageCorrected", bool, default=False
     )
-    is_transfer_function_corrected: bool = _at(
-        "isTransferFunctionCorrected", bool, "", False
+    is_transfer_function_corrected: bool = _field(
+        "isTransferFunctionCorrected", bool, default=False
     )
     # Each of these is present exactly where its flag is 1.
-    frequency_selection: np.ndarray | None = _at(
+    frequency_selection: np.ndarray | None = _field(
         "frequencySelection",
         int,
         "K",
-        optional=True,
+        default=None,
         base=1,
         flag="isFrequencySelection",
     )
-    frame_permutation: np.ndarray | None = _at(
-        "framePermutation", int, "N", optional=True, base=1, flag="isFramePermutation"
+    frame_permutation: np.ndarray | None = _field(
+        "framePermutation", int, "N", default=None, base=1, flag="isFramePermutation"
     )
     sparsity_transformation: str | None = _text(
-        "sparsityTransformation", optional=True, flag="isSparsityTransformed"
+        "sparsityTransformation", default=None, flag="isSparsityTransformed"
     )
 
     @property
@@ -200,35 +221,37 @@ class CalibrationInfo:
     """
 
     method: str = _text("method", "simulation")
-    size: np.ndarray | None = _at("size", int, "3", optional=True, positive=True)
-    field_of_view: np.ndarray | None = _at("fieldOfView", float, "3", optional=True)
-    field_of_view_centre: np.ndarray | None = _at(
-        "fieldOfViewCenter", float, "3", optional=True
+    size: np.ndarray | None = _field("size", int, "3", default=None, positive=True)
+    field_of_view: np.ndarray | None = _field("fieldOfView", float, "3", default=None)
+    field_of_view_centre: np.ndarray | None = _field(
+        "fieldOfViewCenter", float, "3", default=None
     )
-    delta_sample_size: np.ndarray | None = _at(
-        "deltaSampleSize", float, "3", optional=True, free=True
+    delta_sample_size: np.ndarray | None = _field(
+        "deltaSampleSize", float, "3", default=None, free=True
     )
-    order: str | None = _text("order", optional=True)
-    snr: np.ndarray | None = _at("snr", float, "J C K", optional=True, free=True)
-    positions: np.ndarray | None = _at("positions", float, "O 3", optional=True)
-    offset_fields: np.ndarray | None = _at("offsetFields", float, "O 3", optional=True)
+    order: str | None = _text("order", default=None)
+    snr: np.ndarray | None = _field("snr", float, "J C K", default=None, free=True)
+    positions: np.ndarray | None = _field("positions", float, "O 3", default=None)
+    offset_fields: np.ndarray | None = _field(
+        "offsetFields", float, "O 3", default=None
+    )
     # Not in the specification, but written by MPIFiles.
-    is_meandering_grid: bool | None = _at("isMeanderingGrid", bool, optional=True)
+    is_meandering_grid: bool | None = _field("isMeanderingGrid", bool, default=None)
 
 
 @_header
 class ReconstructionInfo:
     """Grid of the stored images as in Calibration; parameters: how they were made."""
 
-    size: np.ndarray | None = _at("size", int, "3", optional=True, positive=True)
-    field_of_view: np.ndarray | None = _at("fieldOfView", float, "3", optional=True)
-    field_of_view_centre: np.ndarray | None = _at(
-        "fieldOfViewCenter", float, "3", optional=True
+    size: np.ndarray | None = _field("size", int, "3", default=None, positive=True)
+    field_of_view: np.ndarray | None = _field("fieldOfView", float, "3", default=None)
+    field_of_view_centre: np.ndarray | None = _field(
+        "fieldOfViewCenter", float, "3", default=None
     )
-    order: str | None = _text("order", optional=True)
-    positions: np.ndarray | None = _at("positions", float, "P 3", optional=True)
-    is_overscan_region: np.ndarray | None = _at(
-        "isOverscanRegion", bool, "P", optional=True
+    order: str | None = _text("order", default=None)
+    positions: np.ndarray | None = _field("positions", float, "P 3", default=None)
+    is_overscan_region: np.ndarray | None = _field(
+        "isOverscanRegion", bool, "P", default=None
     )
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -258,8 +281,8 @@ class MDF:
     """
 
     version: str = _text("version", VERSION)
-    uuid: str = _text("uuid", _uuid)
-    time: str = _text("time", _now)
+    uuid: str = _field("uuid", str, default_factory=new_uuid)
+    time: str = _field("time", str, default_factory=time_now)
     study: StudyInfo | None = None
     experiment: ExperimentInfo | None = None
     tracer: TracerInfo | None = None
@@ -274,8 +297,37 @@ class MDF:
     notes: tuple[str, ...] = ()
 
 
+def need_acquisition(file: MDF) -> AcquisitionInfo:
+    """How a file's data were acquired; ValueError where it does not say."""
+    if file.acquisition is None:
+        raise ValueError(f"{file.path}: expected /acquisition, found none")
+    return file.acquisition
+
+
+def need_measurement(file: MDF) -> MeasurementInfo:
+    """What was done to a file's data; ValueError where there are none."""
+    if file.measurement is None:
+        raise ValueError(f"{file.path}: expected /measurement, found none")
+    return file.measurement
+
+
+def need_calibration(file: MDF) -> CalibrationInfo:
+    """Where the delta sample was; ValueError where the file is no calibration."""
+    if file.calibration is None:
+        raise ValueError(f"{file.path}: expected a calibration, found no /calibration")
+    return file.calibration
+
+
+def stored_shape(grid: CalibrationInfo | ReconstructionInfo) -> list[int]:
+    """Voxels along each axis of a regular grid as it is stored, the slowest axis first."""
+    if grid.size is None:
+        raise ValueError("grid: expected a regular one, found no size")
+    size = dict(zip("xyz", map(int, grid.size), strict=True))
+    return [size[axis] for axis in reversed(grid.order or "xyz")]
+
+
 # Attribute -> class, group in the file, whether it must be there.
-GROUPS = {
+GROUPS: dict[str, tuple[type, str, bool]] = {
     "study": (StudyInfo, "/study", True),
     "experiment": (ExperimentInfo, "/experiment", True),
     "scanner": (ScannerInfo, "/scanner", True),
@@ -285,7 +337,7 @@ GROUPS = {
     "calibration": (CalibrationInfo, "/calibration", False),
     "reconstruction": (ReconstructionInfo, "/reconstruction", False),
 }
-SUBGROUPS = {
+SUBGROUPS: dict[str, tuple[type, str]] = {
     "drive_field": (DriveFieldInfo, "/acquisition/drivefield"),
     "receiver": (ReceiverInfo, "/acquisition/receiver"),
 }

@@ -54,11 +54,8 @@ _OLD_NAMES = {
 }
 
 
-# ---------------------------------------------------------------- reading the header
-
-
 @contextlib.contextmanager
-def _open(path):
+def open_hdf5(path):
     """The file for reading; whatever HDF5 stumbles over becomes one line naming it."""
     import h5py
 
@@ -99,13 +96,13 @@ def check_heaps(path):
     mark, start = b"GCOL\x01\0\0\0", 0
     while (start := content.find(mark, start)) >= 0:
         end, place = start + number(start + 8), start + 16
-        fine = end <= size
-        while fine and place + 16 <= min(end, len(content)):
+        whole = end <= size
+        while whole and place + 16 <= min(end, len(content)):
             free = not any(content[place : place + 2])
             length = number(place + 8)
             place += length if free else 16 + (length + 7) // 8 * 8
-            fine = place <= end and not (free and length == 0)
-        if not fine:
+            whole = place <= end and not (free and length == 0)
+        if not whole:
             raise ValueError(f"{path}: damaged, its heap of texts at {start} is broken")
         start += len(mark)
 
@@ -115,55 +112,55 @@ class Source:
 
     def __init__(self, h5):
         self.h5, self.v1, self.problems, self.notes = h5, False, [], []
-        self.found = {}
+        self.objects = {}
 
-    def problem(self, where, expected, found):
-        self.problems.append(f"{where}: expected {expected}, found {found}")
+    def problem(self, where, expected, got):
+        self.problems.append(f"{where}: expected {expected}, found {got}")
 
     def get(self, where):
         """(object, None), (None, None) where nothing is, or (None, what is wrong)."""
         import h5py
 
-        if where not in self.found:
+        if where not in self.objects:
             parent, _, name = where.rstrip("/").rpartition("/")
             group, wrong = self.get(parent) if parent else (self.h5, None)
-            found = None
+            item = None
             if isinstance(group, h5py.Group):
                 link = group.get(name, getlink=True)
                 if isinstance(link, h5py.HardLink):
-                    found = group[name]
+                    item = group[name]
                 elif link is not None:
                     wrong = "a soft or external link"
-            self.found[where] = found, wrong
-        return self.found[where]
+            self.objects[where] = item, wrong
+        return self.objects[where]
 
     def has_group(self, where):
         import h5py
 
-        found, wrong = self.get(where)
-        if found is not None and not isinstance(found, h5py.Group):
+        item, wrong = self.get(where)
+        if item is not None and not isinstance(item, h5py.Group):
             wrong = "a dataset"
         if wrong:
             self.problem(where, "a group", wrong)
-        return found is not None and not wrong
+        return item is not None and not wrong
 
     def dataset(self, where):
         """Dataset with plain storage in this file, or None."""
         import h5py
 
-        found, wrong = self.get(where)
-        if found is not None and not isinstance(found, h5py.Dataset):
+        item, wrong = self.get(where)
+        if item is not None and not isinstance(item, h5py.Dataset):
             wrong = "a group"
-        elif found is not None:
-            if found.is_virtual or found.external:
+        elif item is not None:
+            if item.is_virtual or item.external:
                 wrong = "one stored in another file"
-            elif found.shape is None:
+            elif item.shape is None:
                 wrong = "an empty one"
-            elif nbytes(found.chunks or (), found.dtype) > 8 * PIECE:
-                wrong = f"one in chunks of {found.chunks}"
+            elif nbytes(item.chunks or (), item.dtype) > 8 * PIECE:
+                wrong = f"one in chunks of {item.chunks}"
         if wrong:
             self.problem(where, "a dataset", wrong)
-        return None if wrong else found
+        return None if wrong else item
 
     def raw(self, where):
         """Value as an array of numbers or of str, or None."""
@@ -206,13 +203,13 @@ class Source:
         """A header field with its type and number of axes put right, or None."""
         meta, kind = field.metadata, field.metadata["kind"]
         value = self.raw(where)
-        found = where
+        stored_at = where
         for names in (_V1_NAMES,) if self.v1 else (_OLD_NAMES,):
             if value is None and where in names:
-                found = names[where]
-                value = self.raw(found)
+                stored_at = names[where]
+                value = self.raw(stored_at)
                 if value is not None and not self.v1:
-                    self.notes.append(f"{where}: expected, found {found}")
+                    self.notes.append(f"{where}: expected, found {stored_at}")
         if value is None:
             return self.absent(meta, where)
         if self.v1 and kind is complex and value.dtype.kind == "f" and value.ndim == 3:
@@ -221,20 +218,20 @@ class Source:
             # The number of a version 1 experiment is a text.
             digits = str(value.item()).strip()
             value = np.array(int(digits) if digits.isdecimal() else 0)
-        value = self.convert(value, kind, found)
+        value = self.convert(value, kind, stored_at)
         if value is None:
             return None
         if not meta["shape"]:
             if value.size != 1:
-                self.problem(found, "a single value", f"shape {list(value.shape)}")
+                self.problem(stored_at, "a single value", f"shape {list(value.shape)}")
                 return None
             if value.ndim and kind is not str:
                 self.notes.append(
-                    f"{found}: expected a single value, found shape {list(value.shape)}"
+                    f"{stored_at}: expected a single value, found shape {list(value.shape)}"
                 )
             return kind(value.item())
         if not meta.get("free") and kind is float and not np.all(np.isfinite(value)):
-            self.problem(found, "finite numbers", "NaN or infinity")
+            self.problem(stored_at, "finite numbers", "NaN or infinity")
             return None
         return value - meta["base"] if "base" in meta else value
 
@@ -325,8 +322,8 @@ class Source:
         tree = {}
         for name in itertools.islice(group, 1000):
             below = f"{where}/{name}"
-            found, wrong = self.get(below)
-            if isinstance(found, h5py.Group):
+            item, wrong = self.get(below)
+            if isinstance(item, h5py.Group):
                 tree[name] = self.tree(below, depth - 1)
             elif not wrong:
                 value = self.raw(below)

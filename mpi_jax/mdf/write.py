@@ -10,12 +10,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from mpi_jax._linalg import dct
-from mpi_jax.mdf.bulk import _stored
+from mpi_jax.mdf.bulk import stored_frequencies
 from mpi_jax.mdf.consistency import contradictions, walk
 from mpi_jax.mdf.schema import (
     GROUPS,
@@ -32,12 +32,13 @@ from mpi_jax.mdf.schema import (
     ReconstructionInfo,
     ScannerInfo,
     StudyInfo,
-    _now,
-    _uuid,
+    need_calibration,
+    need_measurement,
+    new_uuid,
+    stored_shape,
+    time_now,
 )
-from mpi_jax.mdf.source import PIECE, Source, _open, nbytes
-
-# --------------------------------------------------------------------------- writing
+from mpi_jax.mdf.source import PIECE, Source, nbytes, open_hdf5
 
 
 def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
@@ -45,6 +46,12 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
 
     With `calibration` of a system matrix in the frequency domain, one frame per voxel of
     the scanner's grid (`frames` then has no meaning and must stay 1).
+
+    Examples:
+      >>> from mpi_jax import mdf, scanner
+      >>> head = mdf.header(scanner.paper(2), frames=5)
+      >>> head.acquisition.frames, head.acquisition.drive_field.divider.ravel().tolist()
+      (5, [102, 96])
     """
     drive, grid = scanner.drive_field, scanner.grid
     if calibration and frames != 1:
@@ -88,7 +95,14 @@ def header(scanner: Any, *, frames: int = 1, calibration: bool = False) -> MDF:
     )
 
 
-def _grid_fields(grid):
+class _GridFields(TypedDict):
+    size: np.ndarray
+    field_of_view: np.ndarray
+    field_of_view_centre: np.ndarray
+    order: str
+
+
+def _grid_fields(grid) -> _GridFields:
     return dict(
         size=np.array(grid.counts),
         field_of_view=np.asarray(grid.field_of_view, np.float64),
@@ -113,17 +127,27 @@ def write_measurement(
     that the header's data_conversion_factor turns into `unit`; otherwise they are in that
     unit and the header must hold no factor. source: a file whose user data, names that
     start with "_", are copied. An existing file is replaced whole or not at all.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> s = scanner.paper(2)
+      >>> u = np.ones((3, 1, 2, 1632), np.float32)  # [N, J, C, V]
+      >>> mdf.write_measurement("measurement.mdf", mdf.header(s, frames=3), u)
+      >>> mdf.read("measurement.mdf").data.shape
+      (3, 1, 2, 1632)
     """
-    frames, shape = _layout(header, raw)[:2]
+    frames, shape = _layout(header, raw)
+    m = need_measurement(header)
 
     def place(start, piece):
         part = slice(start, start + len(piece))
-        if header.measurement.is_fast_frame_axis:
+        if m.is_fast_frame_axis:
             yield (..., part), np.moveaxis(piece, 0, -1)
         else:
             yield part, piece
 
-    if header.measurement.sparsity_transformation is not None:
+    if m.sparsity_transformation is not None:
         raise ValueError("header: expected no sparsity_transformation in a measurement")
     _write(path, header, data, (frames, *shape), place, source)
 
@@ -145,9 +169,21 @@ def write_calibration(
     [rows, N], frequency fastest, then channel, then period. coefficients: B, how many of
     each row are kept where the header has a sparsity_transformation. For the rest see
     `write_measurement`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner, system_matrix
+      >>> s = scanner.paper(2)  # 2 x 2 pixels
+      >>> S = system_matrix.to_frequency(system_matrix.simulate(s))  # [C, K, P]
+      >>> head = mdf.header(s, calibration=True)
+      >>> file_order = np.argsort(mdf.voxel_order(head), axis=None)
+      >>> mdf.write_calibration("calibration.mdf", head, np.asarray(S)[None][..., file_order])
+      >>> file = mdf.read("calibration.mdf")
+      >>> file.data.shape, file.data.axes
+      ((1, 2, 817, 4), 'JCKN')
     """
     frames, shape = _layout(header, raw)
-    m, length = header.measurement, shape[-1]
+    m, length = need_measurement(header), shape[-1]
     kind, count = m.sparsity_transformation, len(m.foreground)
     if (kind is None) != (coefficients is None) or not 1 <= (
         coefficients or 1
@@ -165,7 +201,7 @@ def write_calibration(
             done += len(rows)
             at = (*divmod(jc, shape[1]), slice(k, k + len(rows)))
             if kind is not None:
-                yield at, _compress(header, rows, coefficients)
+                yield at, _compress(header, rows, kind, coefficients)
             elif m.is_fast_frame_axis:
                 yield at, rows
             else:
@@ -173,16 +209,15 @@ def write_calibration(
 
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         if np.shape(data) != (*shape, frames):
-            wanted = [*shape, frames]
             raise ValueError(
-                f"data: expected shape {wanted}, got {list(np.shape(data))}"
+                f"data: expected shape {[*shape, frames]}, got {list(np.shape(data))}"
             )
         data = np.asarray(data).reshape(-1, frames)
     rows = math.prod(shape)
     _write(path, header, data, (rows, frames), place, source, coefficients)
 
 
-def _layout(header, raw):
+def _layout(header: MDF, raw: bool) -> tuple[int, tuple[int, int, int]]:
     """N and [J, C, V or K] that a header asks for."""
     a, m = header.acquisition, header.measurement
     if a is None or m is None:
@@ -193,17 +228,17 @@ def _layout(header, raw):
             "header: expected no data_conversion_factor for data in the receiver's unit; "
             "drop it, or say raw=True for stored numbers"
         )
-    columns = len(_stored(header)) if m.is_fourier_transformed else a.receiver.samples
+    columns = a.receiver.samples
+    if m.is_fourier_transformed:
+        columns = len(stored_frequencies(header))
     return a.frames, (a.periods, a.receiver.channels, columns)
 
 
-def _compress(header, rows, coefficients):
+def _compress(header, rows, kind: str, coefficients):
     """(values [.., B + E], 1-based places [.., B]) of the largest coefficients."""
-    foreground = len(header.measurement.foreground)
-    order = header.calibration.order or "xyz"
-    size = dict(zip("xyz", map(int, header.calibration.size), strict=True))
-    grid = rows[:, :foreground].reshape(-1, *[size[axis] for axis in reversed(order)])
-    flat = dct(grid, header.measurement.sparsity_transformation).reshape(len(rows), -1)
+    foreground = len(need_measurement(header).foreground)
+    grid = rows[:, :foreground].reshape(-1, *stored_shape(need_calibration(header)))
+    flat = dct(grid, kind).reshape(len(rows), -1)
     places = np.argsort(-np.abs(flat), axis=1, kind="stable")[:, :coefficients]
     places.sort(axis=1)
     kept = np.take_along_axis(flat, places, axis=1).astype(rows.dtype)
@@ -216,7 +251,8 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         data = np.asarray(data)
         step = max(1, PIECE // max(1, nbytes(data.shape[1:], data.dtype)))
-        pieces = (data[i : i + step] for i in range(0, max(len(data), 1), step))
+        starts = range(0, max(len(data), 1), step)
+        pieces = map(np.asarray, (data[i : i + step] for i in starts))
     else:
         pieces = map(np.asarray, data)
     first = next(pieces, None)
@@ -225,7 +261,9 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     frames, rest = _layout(header, True)
     axes = "K" if m.is_fourier_transformed else "V"
     axes = f"JC{axes}N" if m.is_fast_frame_axis else f"NJC{axes}"
-    stored = (*rest, frames) if m.is_fast_frame_axis else (frames, *rest)
+    stored: tuple[int, ...] = (frames, *rest)
+    if m.is_fast_frame_axis:
+        stored = (*rest, frames)
     indices = None
     if coefficients is not None:
         stored = (*rest, coefficients + len(m.background))
@@ -277,6 +315,15 @@ def write_reconstruction(
     /acquisition. parameters: how the images were made, stored by name under
     /reconstruction/_parameters; texts, numbers, arrays and mappings of these. An existing
     file is replaced whole or not at all.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax import mdf, scanner
+      >>> images = np.zeros((3, 2, 2))  # three frames
+      >>> grid, made = scanner.paper(2).grid, {"method": "kaczmarz", "lam": 1e-2}
+      >>> mdf.write_reconstruction("images.mdf", images, grid=grid, parameters=made)
+      >>> mdf.images(mdf.read("images.mdf")).shape  # [Q, S, nz, ny, nx]
+      (3, 1, 1, 2, 2)
     """
     data, n = np.asarray(data), len(grid.shape)
     extra = data.ndim - n
@@ -330,7 +377,7 @@ def _create(path, header, source):
     try:
         with h5py.File(part, "w") as h5:
             new = dataclasses.replace(
-                header, version=VERSION, uuid=_uuid(), time=_now()
+                header, version=VERSION, uuid=new_uuid(), time=time_now()
             )
             for group, cls, where in walk(new):
                 _put_group(h5, group, cls, where)
@@ -386,18 +433,13 @@ def _put_tree(h5, where, tree):
 
 def _copy_user_data(h5, path):
     """Names that start with "_", in every group that the new file has too."""
-    with _open(path) as old:
+    with open_hdf5(path) as old:
         source = Source(old)
         for where in ["/", *[g[1] for g in (GROUPS | SUBGROUPS).values()]]:
             group = old if where == "/" else source.get(where)[0]
             for name in group or () if where in h5 else ():
                 full = f"{where.rstrip('/')}/{name}"
-                found, wrong = source.get(full)
+                item, wrong = source.get(full)
                 mine = full == "/reconstruction/_parameters"
-                if (
-                    name.startswith("_")
-                    and found is not None
-                    and not wrong
-                    and not mine
-                ):
-                    old.copy(found, h5[where], name)
+                if name.startswith("_") and item is not None and not wrong and not mine:
+                    old.copy(item, h5[where], name)

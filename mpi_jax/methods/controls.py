@@ -14,7 +14,9 @@ Signals Y [n, M] are the network's: scaled, never normalised one by one.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,8 @@ from jaxtyping import Array, Float
 
 from mpi_jax import data
 from mpi_jax.configs import Config
-from mpi_jax.methods.classical import _images, kaczmarz_solver, xspace_solver
-from mpi_jax.methods.problem import WIDTHS
-from mpi_jax.methods.tuning import _best, kaczmarz_candidates
-from mpi_jax.reconstruct import xspace
+from mpi_jax.methods import classical, table, tuning
+from mpi_jax.methods.problem import Problem, Reconstruction, Solve
 
 
 def moments(
@@ -99,36 +99,35 @@ class Training:
         self.count = min(-(-count // size) * size, TRAINING_IMAGES // size * size)
         self.config, self.forward = config, forward
 
-    def _batches(self, count):
+    def _batches(self, count: int) -> Iterator[tuple[np.ndarray, Array]]:
         # The noise of the run's own training.
         noise, _, _ = jax.random.split(jax.random.key(self.config.seed), 3)
         size, snr = self.config.data.batch_size, self.config.data.snr_db
         for start in range(0, count, size):
-            made = data.draw(self.forward, "train", start, size, snr, noise)
-            yield np.asarray(_signals(self.forward, made.voltage)), made.image
+            examples = data.draw(self.forward, "train", start, size, snr, noise)
+            signals = _signals(self.forward, examples.voltage)
+            yield np.asarray(signals), examples.image
 
     @cached_property
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Signals and images to look among."""
-        parts = list(self._batches(min(self.count, NEAREST_IMAGES)))
-        return tuple(np.concatenate(a) for a in zip(*parts, strict=True))
+        batches = self._batches(min(self.count, NEAREST_IMAGES))
+        signals, images = zip(*batches, strict=True)
+        return np.concatenate(signals), np.concatenate(images)
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Y^T Y and Y^T X over all of them, in sums of some thousand examples."""
-        total, held = None, []
-        for signals, image in itertools.chain(
-            self._batches(self.count), [(None, None)]
-        ):
-            if signals is not None:
-                held.append((signals, np.asarray(image).reshape(len(image), -1)))
-            if held and (signals is None or len(held) * len(held[0][0]) >= 2000):
-                y, x = (np.concatenate(a) for a in zip(*held, strict=True))
-                found = moments(y, x)
-                if total is not None:
-                    found = tuple(a + b for a, b in zip(total, found, strict=True))
-                total, held = found, []
-        return total
+        batches = self._batches(self.count)
+        together = max(1, 2000 // self.config.data.batch_size)
+        gram: np.ndarray | float = 0.0
+        cross: np.ndarray | float = 0.0
+        while some := list(itertools.islice(batches, together)):
+            signals = np.concatenate([y for y, _ in some])
+            images = np.concatenate([np.asarray(x) for _, x in some])
+            more = moments(signals, images.reshape(len(images), -1))
+            gram, cross = gram + more[0], cross + more[1]
+        return np.asarray(gram), np.asarray(cross)
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -137,73 +136,75 @@ class Training:
         return np.mean(parts, axis=0)
 
 
-def _signals(forward, u):
+def _signals(forward: data.ForwardModel, u: Array) -> Array:
     """Voltages as the networks get them, [B, M]."""
     return (u / forward.scale[None]).reshape(len(u), -1)
 
 
-def _zero(p, training, made):
-    return (lambda u: jnp.zeros((len(u), *p.forward.scanner.grid.shape))), {}
+def _known(problem: Problem, method: str) -> tuple[data.ForwardModel, Training]:
+    if problem.forward is None or problem.training is None:
+        raise ValueError(
+            f"method {method}: expected training examples, which only a run has "
+            "(mpi-jax evaluate)"
+        )
+    return problem.forward, problem.training
 
 
-def _mean(p, training, made):
+def zero_solver(problem: Problem) -> Solve:
+    """Nothing, whatever the signal."""
+    return lambda u: Reconstruction(jnp.zeros((len(u), *problem.shape)))
+
+
+def mean_solver(problem: Problem) -> Solve:
+    """The mean training image, whatever the signal."""
+    _, training = _known(problem, "mean")
     mean = jnp.asarray(training.mean)
-    about = {"training_images": training.count}
-    return (lambda u: jnp.broadcast_to(mean, (len(u), *mean.shape))), about
+    return lambda u: Reconstruction(jnp.broadcast_to(mean, (len(u), *mean.shape)))
 
 
-def _nearest(p, training, made):
+def nearest_solver(problem: Problem) -> Solve:
+    """The training image whose signal is nearest."""
+    forward, training = _known(problem, "nearest")
     known, images = (jnp.asarray(a) for a in training.known)
-
-    def solve(u):
-        return nearest(known, images, _signals(p.forward, u))
-
-    about = {"training_images": len(known), "distance": "Euclidean, amplitudes kept"}
-    return solve, about
+    return lambda u: Reconstruction(nearest(known, images, _signals(forward, u)))
 
 
-def _ridge(p, training, made):
-    signals = _signals(p.forward, made.voltage)
+def ridge_solver(problem: Problem, *, lam: float) -> Solve:
+    """The linear map of least squares over training examples; lam as in `ridge`."""
+    forward, training = _known(problem, "ridge")
+    linear = jnp.asarray(ridge(*training.moments, lam), jnp.float32)
+    return lambda u: Reconstruction(problem.images(_signals(forward, u) @ linear))
 
-    def linear(lam):
-        return jnp.asarray(ridge(*training.moments, lam), jnp.float32)
 
+def xspace_max_solver(problem: Problem, *, width: float | None) -> Solve:
+    """x-space over its maximum."""
+    solve = classical.xspace_solver(problem, width=width, gain=1.0)
+    return lambda u: Reconstruction(max_normalised(solve(u).image))
+
+
+def kaczmarz_max_solver(problem: Problem, **settings: Any) -> Solve:
+    """Kaczmarz over its maximum."""
+    solve = classical.kaczmarz_solver(problem, **settings)
+    return lambda u: Reconstruction(max_normalised(solve(u).image))
+
+
+def tune(problem: Problem, method: str, examples: data.Examples) -> tuning.Tuned:
+    """The settings of a control with the best mean PSNR on these examples."""
+    u = examples.voltage
+    if method == "kaczmarz_max":
+        candidates = (
+            (settings, max_normalised(image))
+            for settings, image in tuning.kaczmarz_candidates(problem, examples)
+        )
+        return tuning.best(candidates, examples)
+    grids: dict[str, list[dict[str, float]]] = {
+        "ridge": [{"lam": x} for x in RIDGE_LAMS]
+    }
+    if method == "xspace_max":
+        grids[method] = [{"width": w} for w in tuning.xspace_widths(problem)]
+    prepare = table.METHODS[method].prepare
     candidates = (
-        ({"lam": lam}, _images(p, signals @ linear(lam))) for lam in RIDGE_LAMS
+        (settings, prepare(problem, settings)(u).image)
+        for settings in grids.get(method, [{}])
     )
-    chosen, _ = _best(candidates, made.image)
-    best = linear(**chosen)
-    about = {**chosen, "training_images": training.count}
-    return (lambda u: _images(p, _signals(p.forward, u) @ best)), about
-
-
-def _xspace_max(p, training, made):
-    default = float(xspace.default_width(p.forward.scanner))
-
-    def solver(width):
-        return lambda u: max_normalised(xspace_solver(p, width)(u))
-
-    widths = [factor * default for factor in WIDTHS]
-    candidates = (({"width": w}, solver(w)(made.voltage)) for w in widths)
-    chosen, _ = _best(candidates, made.image)
-    return solver(**chosen), chosen
-
-
-def _kaczmarz_max(p, training, made):
-    candidates = (
-        (settings, max_normalised(image))
-        for settings, image in kaczmarz_candidates(p, made.voltage, made.image)
-    )
-    chosen, _ = _best(candidates, made.image)
-    solver = kaczmarz_solver(p, **chosen)
-    return (lambda u: max_normalised(solver(u))), chosen
-
-
-CONTROLS = {
-    "zero": _zero,
-    "mean": _mean,
-    "nearest": _nearest,
-    "ridge": _ridge,
-    "xspace_max": _xspace_max,
-    "kaczmarz_max": _kaczmarz_max,
-}
+    return tuning.best(candidates, examples)

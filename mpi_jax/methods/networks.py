@@ -1,4 +1,4 @@
-"""Reconstruction by trained networks."""
+"""Reconstruction by trained networks: methods under the names of their runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpi_jax import configs, pretrained, train
+from mpi_jax import configs, data, phantoms, pretrained, train
 from mpi_jax.configs import Config
-
-# --- Networks
+from mpi_jax.methods.problem import Problem, Reconstruction, Solve
+from mpi_jax.methods.table import METHODS, Method
 
 
 def load_network(place: Path) -> tuple[Config, nn.Module, Any]:
@@ -49,9 +51,9 @@ def kind(config: Config, generator: Any) -> str:
     return "matched" if config.generator.endswith("_matched") else "single"
 
 
-def _about(folder: Path, config: Config, generator: Any) -> dict[str, Any]:
+def about(folder: Path, config: Config, generator: Any) -> dict[str, Any]:
     """What tells one run from another."""
-    weights = folder / "weights.safetensors"
+    weights = folder / "weights.safetensors" if folder.is_dir() else folder
     metadata = pretrained.load_weights(weights)[1]
     settings = json.dumps(
         {**configs.to_dict(config), "seed": None, "name": None}, sort_keys=True
@@ -71,6 +73,132 @@ def _about(folder: Path, config: Config, generator: Any) -> dict[str, Any]:
         # The same for runs that differ by their seed only.
         "group": hashlib.sha256(settings.encode()).hexdigest()[:12],
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network: a method of the table, and what it was trained on."""
+
+    method: Method
+    folder: Path
+    config: Config
+    about: dict[str, Any]
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Families of phantoms that it was trained without."""
+        seen = self.config.data.families
+        return tuple(f for f in phantoms.FAMILIES if f not in seen)
+
+
+def of_runs(
+    places: Sequence[Path], calibration: Path | None = None
+) -> dict[str, Network]:
+    """The networks of work folders (or weights files), by name.
+
+    The name is that of the config; runs of one config are told apart by their folders.
+    calibration: where the MDF calibration of the runs is now, if not where they know.
+    Raises ValueError for a folder without weights, and for two of one name.
+    """
+    loaded = []
+    for place in map(Path, places):
+        path = place / "weights.safetensors" if place.is_dir() else place
+        if not path.exists():
+            raise ValueError(
+                f"{place}: has no weights yet; finish its training with --resume, or "
+                "leave it out"
+            )
+        config, generator, weights = load_network(place)
+        loaded.append((place, _at(config, calibration), generator, weights))
+    names = [config.name for _, config, _, _ in loaded]
+    names = [
+        place.resolve().name if names.count(name) > 1 or name in METHODS else name
+        for name, (place, _, _, _) in zip(names, loaded, strict=True)
+    ]
+    twice = [name for name in names if names.count(name) > 1 or name in METHODS]
+    if twice:
+        raise ValueError(
+            f"runs: expected folders of different names, got {', '.join(twice)}"
+        )
+    abouts = [about(place, config, g) for place, config, g, _ in loaded]
+    labels = distinct([label(config, g) for _, config, g, _ in loaded], abouts)
+    return {
+        name: Network(
+            Method(
+                name,
+                title,
+                "learned",
+                _settings(config),
+                partial(_solver, config, generator, weights),
+                physics=bool(config.physics.rank),
+            ),
+            place,
+            config,
+            facts,
+        )
+        for name, title, facts, (place, config, generator, weights) in zip(
+            names, labels, abouts, loaded, strict=True
+        )
+    }
+
+
+def _at(config: Config, calibration: Path | None) -> Config:
+    """The config with its calibration where it is now."""
+    if calibration is None:
+        return config
+    moved = dataclasses.replace(config.calibration, path=str(calibration))
+    return dataclasses.replace(config, calibration=moved)
+
+
+def shipped(name: str) -> Network:
+    """The network of the weights that ship for a config; ValueError for other names."""
+    (network,) = of_runs([pretrained.shipped(name)]).values()
+    return network
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """largest: images are cut there; refine: steps towards the measured signal."""
+    refine = {"refine": config.physics.refine} if config.physics.refine else {}
+    return {"largest": 1.0, **refine}
+
+
+def _solver(
+    config: Config,
+    generator: nn.Module,
+    weights: Any,
+    problem: Problem,
+    *,
+    largest: float,
+    refine: int = 0,
+) -> Solve:
+    """Images in [0, largest], of voltages [B, C, V] of the scanner of a run."""
+    if problem.unit is None or problem.config is None:
+        raise ValueError(
+            f"method {config.name}: expected the scanner that the network was trained "
+            "for (--config or --run), got a system matrix"
+        )
+    forward = forward_model(problem, config)
+    forward = dataclasses.replace(forward, refine=refine)
+
+    def solve(u):
+        out = train.predict(generator, weights, forward, u, largest=largest)
+        return Reconstruction(out.reconstruction, out.segmentation)
+
+    return solve
+
+
+def forward_model(problem: Problem, config: Config) -> data.ForwardModel:
+    """The forward model of a run: signals are scaled by its own first training batches,
+    features are its own. That of the problem, where it is the same.
+    """
+
+    def inputs(c: Config) -> tuple:
+        return c.scanner, c.calibration, c.physics, c.data.batch_size, c.data.families
+
+    if problem.config is not None and problem.forward is not None:
+        if inputs(problem.config) == inputs(config):
+            return problem.forward
+    return data.build(config)
 
 
 def check_same(workdir, config, folder, other) -> None:

@@ -1,88 +1,245 @@
-"""What methods work with, and the grids their settings are chosen from."""
+"""A scanner and its calibration, as every reconstruction method takes them."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Complex, Float
 
-from mpi_jax import data, system_matrix
+from mpi_jax import physics, preprocess, system_matrix
 from mpi_jax.configs import Config
-from mpi_jax.reconstruct import spectral
+from mpi_jax.data import ForwardModel
+from mpi_jax.reconstruct import operators, spectral, xspace_tensor
+from mpi_jax.scanner import Grid, Scanner
 
-LABELS = {
-    "xspace": "x-space",
-    "xspace_tensor": "x-space (tensor, deconvolved)",
-    "kaczmarz": "System matrix (Kaczmarz)",
-    "tikhonov": "System matrix (Tikhonov)",
-    "nonnegative": "System matrix (non-negative)",
-    "tv": "System matrix (non-negative, TV)",
-    "transgan": "Dual-task TransGAN",
-}
-METHODS = tuple(LABELS)
-LABELS |= {
-    "zero": "All-zero image",
-    "mean": "Mean training image",
-    "nearest": "Nearest training signal",
-    "ridge": "Linear ridge",
-    "xspace_max": "x-space, over its maximum",
-    "kaczmarz_max": "System matrix (Kaczmarz), over its maximum",
-}
-# Of the lines of a table: controls first, each beside what it controls.
-ORDER = (
-    *("zero", "mean", "nearest", "ridge", "xspace_max", "xspace", "xspace_tensor"),
-    *("kaczmarz_max", "kaczmarz", "tikhonov", "nonnegative", "tv", "transgan"),
-)
-# What is evaluated unless methods are named: the others take their time.
-USUAL = tuple(m for m in METHODS if m not in ("xspace_tensor", "tv"))
+if TYPE_CHECKING:
+    from mpi_jax.methods.choice import Choice
+    from mpi_jax.methods.controls import Training
 
-# Grids that the settings are chosen from.
-KACZMARZ_LAMS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-KACZMARZ_SWEEPS = (1, 2, 5, 10, 20, 50, 100, 200)
-TIKHONOV_LAMS = tuple(10.0 ** (-k / 2) for k in range(2, 13))
-RHOS = (1e-4, 3e-4, 1e-3, 3e-3)
-STEPS = (10, 20, 50, 100)
-FACTORS = (1.5, 3.0, 6.0, 12.0)
-TV_STEPS = (100, 200)
-WIDTHS = (0.5, 1.0, 2.0)  # of the default gridding width
-PLAN_WIDTHS = (None, 0.9e-3, 1.2e-3)  # [m]; None: as the path's gaps ask for
-PLAN_RHOS = (1e-3, 3e-3, 1e-2)
-PLAN_STEPS = (20, 50, 100)
-THRESHOLDS = tuple(np.arange(1, 16) / 20)
-CHUNK = 120  # test images at once, rounded up to whole batches
-RANK = 1024  # of the basis where a config has none
-
-Images = Float[Array, "B ny nx"]
+# Singular values in use, at most. More cost time and memory, and noise of 1e-4 of the
+# signal covers them: at 64 x 64 and 40 dB the images of 2548 are no better than of 1024.
+RANK = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What classical methods work with. Rows are scaled to unit signals: the moments of
-    particles square to numbers near the end of float32.
+class Reconstruction(NamedTuple):
+    """Images [B, *grid] >= 0, or [B, A, *grid] of A tracers.
+
+    mask_logit [B, *grid]: of a network that segments; interval: lower and upper image,
+    of a method that gives them; choice: how a setting was chosen frame by frame.
     """
 
-    config: Config
-    forward: data.ForwardModel
-    basis: spectral.SpectralBasis
-    rows: Array  # [M, P] complex, all frequencies of all channels but DC
-    frequency_selection: np.ndarray  # [C, K]
-    plans: dict = dataclasses.field(default_factory=dict)  # width [m] -> TensorPlan
+    image: Float[Array, "*shape"]
+    mask_logit: Float[Array, "*shape"] | None = None
+    interval: tuple[Array, Array] | None = None
+    choice: Choice | None = None
 
 
-def problem(config: Config, forward: data.ForwardModel) -> Problem:
-    """The frequency rows and the spectral basis of a run's system matrix."""
-    matrix = forward.matrix
-    basis = forward.basis
-    if forward.frequency_selection is None:
-        frequency_selection = system_matrix.frequency_selection(forward.scanner)
+Solve = Callable[[Array], Reconstruction]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """rows @ c = measure(u), for signals u of one scanner.
+
+    rows [M, P] complex: selected frequencies of the system matrix, weighted, the largest
+    near 1. frequency_selection [C, K] and unit: which frequencies of a voltage they
+    belong to, and what a voltage is divided by; a unit of None means that signals are
+    rows already, [B, M], as `preprocess.prepare` makes them. noise [M] or None: standard
+    deviation of these, known from background frames. tracers: A, where columns are the
+    voxels of one tracer after the other.
+
+    What only some methods need, None where it isn't known: scanner, whose field-free
+    point moves as physics says (x-space), and its particle model; forward and config, of
+    a run (networks, controls); training, its examples (controls).
+    """
+
+    rows: Complex[Array, "M P"]
+    grid: Grid
+    frequency_selection: Bool[np.ndarray, "C K"]
+    unit: float | None
+    noise: Float[Array, " M"] | None = None
+    tracers: int | None = None
+    scanner: Scanner | None = None
+    model: str = "tensor"
+    config: Config | None = None
+    forward: ForwardModel | None = None
+    training: Training | None = None
+
+    def measure(self, u: Array) -> Complex[Array, "B M"]:
+        """Signals as the right-hand sides of the rows.
+
+        Raises ValueError for other shapes than [B, C, V], or [B, M] of a system.
+        """
+        u = jnp.asarray(u)
+        if self.unit is None:
+            if u.ndim != 2 or u.shape[1] != len(self.rows):
+                raise ValueError(
+                    f"signal: expected [B, {len(self.rows)}] like the rows of the system, "
+                    f"got shape {u.shape}"
+                )
+            return u
+        channels, frequencies = self.frequency_selection.shape
+        if u.ndim != 3 or (u.shape[1], u.shape[2] // 2 + 1) != (channels, frequencies):
+            raise ValueError(
+                f"signal: expected [B, {channels}, V] with {frequencies} frequencies like "
+                f"the system matrix, got shape {u.shape}"
+            )
+        spectra = physics.spectrum(u / self.unit)
+        return system_matrix.select_rows(spectra, self.frequency_selection)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        own = self.grid.shape
+        return own if self.tracers is None else (self.tracers, *own)
+
+    def images(self, c: Float[Array, "B P"]) -> Float[Array, "*shape"]:
+        """Columns as images, negative values set to 0."""
+        return jnp.maximum(c, 0).reshape(-1, *self.shape)
+
+    @cached_property
+    def basis(self) -> spectral.SpectralBasis:
+        """The singular basis of the rows, real above imaginary parts, cut at RANK."""
+        if min(2 * self.rows.shape[0], self.rows.shape[1]) > RANK:
+            try:
+                return spectral.spectral_basis(self.rows, RANK)
+            except ValueError:
+                pass  # fewer singular values than that are resolved
+        return spectral.spectral_basis(self.rows)
+
+    @cached_property
+    def mean_energy(self) -> float:
+        """||S||_F^2 / P, what lam is relative to."""
+        return float(operators.mean_energy(self.rows))
+
+    @cached_property
+    def plans(self) -> dict[float | None, xspace_tensor.TensorPlan]:
+        """Plans of `xspace_tensor` by width [m], each of which takes seconds."""
+        return {}
+
+    def lam(self, lam: float, unit: str) -> float:
+        """A ridge parameter relative to the mean energy, whatever it was relative to."""
+        if unit == "energy":
+            return lam
+        if unit != "sigma1":
+            raise ValueError(f"lam_unit: expected energy or sigma1, got {unit!r}")
+        return lam * float(self.basis.scale) ** 2 / self.mean_energy
+
+    def sigma(self, data: Complex[Array, "B M"]) -> Float[Array, " B"]:
+        """Standard deviation of the noise in each real number of the data, frame by frame.
+
+        From background frames, or from what lies outside the span of the basis. Raises
+        ValueError where neither tells it.
+        """
+        if self.noise is not None:
+            level = jnp.sqrt(jnp.mean(jnp.square(self.noise)) / 2)
+            return jnp.broadcast_to(level, data.shape[:1])
+        if self.basis.U.shape[0] <= self.basis.U.shape[1]:
+            raise ValueError(
+                "noise: expected background frames of the measurement, or more rows than "
+                f"singular values, to tell the noise by; got {len(self.rows)} rows. Give "
+                "lam_tv, rho and iterations as numbers, or prepare with a background"
+            )
+        return spectral.estimate_noise(self.basis, data)
+
+    def brightness(self, data: Complex[Array, "B M"]) -> Float[Array, " B"]:
+        """About the brightest voxel of each frame, 1 for frames without signal."""
+        c = spectral.tikhonov(self.basis, data, _BRIGHTEST)
+        peak = jnp.max(jnp.abs(c), axis=1)
+        return jnp.where(peak > 0, peak, 1)
+
+
+_BRIGHTEST = 1e-3  # relative to the largest singular value squared
+
+
+def from_forward(
+    config: Config, forward: ForwardModel, training: Training | None = None
+) -> Problem:
+    """The problem of a run: its scanner, simulated or known by its calibration."""
+    scanner = forward.scanner
+    if forward.frequency_selection is not None:
+        selected = np.asarray(forward.frequency_selection)
+    elif isinstance(scanner, Scanner):
+        selected = system_matrix.frequency_selection(scanner)
     else:
-        frequency_selection = np.asarray(forward.frequency_selection)
-    if basis is None:
-        rank = min(RANK, forward.scanner.grid.size, 2 * int(frequency_selection.sum()))
-        basis = spectral.spectral_basis(matrix.reshape(-1, matrix.shape[-1]), rank)
-    scaled = matrix / forward.scale[..., None]
-    rows = system_matrix.select_rows(
-        system_matrix.to_frequency(scaled), frequency_selection, axis=1
+        raise TypeError(f"forward: expected a frequency selection with {scanner}")
+    return dataclasses.replace(
+        from_matrix(forward.matrix, scanner.grid, selected),
+        scanner=scanner if isinstance(scanner, Scanner) else None,
+        model=config.scanner.model,
+        config=config,
+        forward=forward,
+        training=training,
     )
-    return Problem(config, forward, basis, rows, frequency_selection)
+
+
+def from_matrix(
+    matrix: Float[Array | np.ndarray, "C V P"],
+    grid: Grid,
+    frequency_selection: Bool[np.ndarray, "C K"] | None = None,
+) -> Problem:
+    """The problem of a system matrix in the time domain.
+
+    frequency_selection [C, K]: by default all frequencies but DC, which a periodic
+    signal doesn't have. Raises ValueError where the matrix isn't finite or is 0.
+    """
+    channels, samples, voxels = matrix.shape
+    if frequency_selection is None:
+        frequency_selection = np.ones((channels, samples // 2 + 1), bool)
+        frequency_selection[:, 0] = False
+    # Moments of particles square to numbers near the end of float32.
+    unit = float(jnp.max(jnp.abs(matrix)))
+    if not (math.isfinite(unit) and unit > 0 and voxels == math.prod(grid.shape)):
+        raise ValueError(
+            f"system_matrix: expected finite numbers, not all 0, for {grid.shape} voxels; "
+            f"got shape {matrix.shape} with {unit:g} as the largest"
+        )
+    spectra = system_matrix.to_frequency(jnp.asarray(matrix) / unit)
+    rows = system_matrix.select_rows(spectra, frequency_selection, axis=1)
+    return Problem(rows, grid, frequency_selection, unit)
+
+
+def from_system(system: preprocess.System) -> Problem:
+    """The problem of two measured files; its signals are `system.measurement`, weighted
+    by `weighted`.
+    """
+    weights = system.weights
+    rows = jnp.asarray(system.system_matrix)
+    noise = None if system.noise is None else jnp.asarray(system.noise)
+    if weights is not None:
+        weights = jnp.asarray(weights, rows.real.dtype)
+        rows = weights[:, None] * rows
+        noise = None if noise is None else noise * weights
+    return Problem(
+        rows,
+        system.grid,
+        system.frequency_selection,
+        unit=None,
+        noise=noise,
+        tracers=system.tracers,
+    )
+
+
+def weighted(system: preprocess.System) -> Complex[Array, "F M"]:
+    """The measurement of a system with its row weights, as `from_system` has the rows."""
+    data = jnp.asarray(system.measurement)
+    if system.weights is None:
+        return data
+    return jnp.asarray(system.weights, data.real.dtype)[None] * data
+
+
+def clip(solve: Solve, largest: float = 1.0) -> Solve:
+    """The same with images cut at `largest`, as phantoms in [0, 1] are compared."""
+
+    def clipped(u):
+        made = solve(u)
+        return made._replace(image=jnp.clip(made.image, 0, largest))
+
+    return jax.tree_util.Partial(clipped)

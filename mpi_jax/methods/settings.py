@@ -31,7 +31,7 @@ class Settings:
     """Weight of the sparsity [1], relative to the one that leaves nothing. Default: 0."""
     rho: float | Literal["noise"] | None = None
     """Penalty of the splitting [1], relative to the largest singular value squared;
-    noise: from the noise of all frames. Defaults: nonnegative noise, tv 3e-4,
+    noise: from the noise of each frame. Defaults: nonnegative and tv noise,
     xspace_tensor 3e-3."""
     iterations: int | Literal["l_curve", "discrepancy"] | None = None
     """Sweeps (kaczmarz) or steps; for nonnegative also l_curve or discrepancy: its stop,

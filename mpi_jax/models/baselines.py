@@ -174,8 +174,8 @@ def _check_inputs(config, signal, features, base):
     """ValueError if an input is missing, of another shape, or not configured."""
     side = (config.image_size, config.image_size)
     expect("signal", signal, (len(signal), config.input_size))
-    wanted = (len(signal), *side, config.features) if config.features else None
-    expect("features", features, wanted)
+    shape = (len(signal), *side, config.features) if config.features else None
+    expect("features", features, shape)
     expect("base", base, None)
 
 

@@ -42,10 +42,10 @@ def convolve_backward(kept, slope):
     x, kernel = kept
     (ny, nx), (inputs, outputs) = x.shape[1:3], kernel.shape[2:]
     transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    columns = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = [columns[:, :, j : j + nx] for j in range(3)]
-    rows = jnp.pad(slope, ((0, 0), (2, 2), (0, 0), (0, 0)))
-    rows = [rows[:, 2 - i : 4 - i + ny] for i in range(3)]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    columns = [padded[:, :, j : j + nx] for j in range(3)]
+    padded_slope = jnp.pad(slope, ((0, 0), (2, 2), (0, 0), (0, 0)))
+    rows = [padded_slope[:, 2 - i : 4 - i + ny] for i in range(3)]
     left = jnp.concatenate(columns, axis=-1).reshape(-1, 3 * inputs)
     right = jnp.concatenate(rows, axis=-1).reshape(-1, 3 * outputs)
     product = jnp.matmul(left.T, right, preferred_element_type=jnp.float32)
@@ -56,7 +56,7 @@ def convolve_backward(kept, slope):
 convolve_wide.defvjp(convolve_forward, convolve_backward)
 
 
-def _attend(query, key, value, bias):
+def attend(query, key, value, bias):
     """softmax(query key^T + bias) value; [N, heads, T, C / heads], bias [1, heads, T, T]."""
     weights = nn.softmax(_times(query, key.mT) + bias)
     return jnp.matmul(weights.astype(value.dtype), value)
@@ -68,7 +68,7 @@ def _times(a, b):
 
 @jax.custom_vjp
 def attend_in_chunks(query, key, value, bias):
-    """`_attend` for a CPU, up to twice as fast with its slope.
+    """`attend` for a CPU, up to twice as fast with its slope.
 
     Scores are many times as large as what goes in and out, and memory is slow: they are
     made for some cells at a time and made again for the slope (Dao et al. 2022, arXiv

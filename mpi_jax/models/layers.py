@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from mpi_jax.models.cpu import _attend, attend_in_chunks, convolve
+from mpi_jax.models.cpu import attend, attend_in_chunks, convolve
 
 Norm = Literal["pixel", "layer"]
 Dtype = Literal["float32", "bfloat16"]
@@ -119,9 +119,8 @@ def relative_bias(
 
 def conv3x3(channels: int, dtype: Dtype, name: str) -> nn.Conv:
     """3 x 3 convolution that keeps the size of the map; Flax's, but see `_convolve`."""
-    cpu = jax.default_backend() == "cpu"
-    special = {"conv_general_dilated": convolve} if cpu else {}
-    return nn.Conv(channels, (3, 3), dtype=dtype, name=name, **special)
+    ours = convolve if jax.default_backend() == "cpu" else None
+    return nn.Conv(channels, (3, 3), dtype=dtype, name=name, conv_general_dilated=ours)
 
 
 class Attention(nn.Module):
@@ -156,7 +155,7 @@ class Attention(nn.Module):
         ).transpose(2, 0, 3, 1, 4)
         query = query * width**-0.5
         if self.window is None:
-            mixed = _attend(query, key, value, 0.0)
+            mixed = attend(query, key, value, 0.0)
         else:
             if tokens != self.window**2:
                 raise ValueError(
@@ -165,8 +164,8 @@ class Attention(nn.Module):
             side = 2 * self.window - 1
             table = self.param("relative", small_normal, (side, side, self.heads))
             cpu = jax.default_backend() == "cpu"
-            attend = attend_in_chunks if cpu else _attend
-            mixed = attend(query, key, value, relative_bias(table)[None])
+            attention = attend_in_chunks if cpu else attend
+            mixed = attention(query, key, value, relative_bias(table)[None])
         mixed = mixed.swapaxes(1, 2)
         return nn.Dense(
             channels, dtype=self.dtype, kernel_init=small_normal, name="out"

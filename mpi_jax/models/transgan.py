@@ -296,7 +296,8 @@ class Generator(nn.Module):
                 number = index // cfg.local_blocks
                 base = base + self._zero_dense(f"local_image_{number}")(x)[..., 0]
                 log_nu = self.param(f"log_nu_{number}", _first_log_nu, ())
-                nearer = consistent(base, *measured, jnp.exp(log_nu))
+                coefficients, s, V = measured
+                nearer = consistent(base, coefficients, s, V, jnp.exp(log_nu))
                 both = jnp.stack([base, nearer], axis=-1)
                 x = x + self._conv(cfg.local_channels, f"local_return_{number}")(both)
             conv = self._conv(cfg.local_channels, f"local_{index}")
@@ -388,7 +389,7 @@ class Discriminator(nn.Module):
 
         # channels, kernel, stride, padding: the finest view overlaps, 8 pixels every 4
         views = (quarter, 8, 4, 2), (quarter, 8, 8, 0), (half, 16, 16, 0)
-        x = None
+        x = images  # what the scales before made of them
         for scale, (channels, kernel, stride, padding) in enumerate(views):
             view = nn.Conv(
                 channels,
@@ -399,10 +400,8 @@ class Discriminator(nn.Module):
                 name=f"view_{scale}",
             )(images)
             size = view.shape[1]
-            if x is None:
-                x = view
-            else:
-                x = jnp.concatenate([layers.average_pool(x, size), view], axis=-1)
+            if scale:
+                view = jnp.concatenate([layers.average_pool(x, size), view], axis=-1)
             x = layers.Stage(
                 cfg.depths[scale],
                 cfg.heads,
@@ -411,7 +410,7 @@ class Discriminator(nn.Module):
                 cfg.dtype,
                 cfg.remat,
                 name=f"scale_{scale}",
-            )(x)
+            )(view)
 
         tokens = x.reshape(len(x), 1, -1, cfg.width)
         token = self.param("class_token", layers.small_normal, (cfg.width,))

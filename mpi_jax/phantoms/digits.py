@@ -123,7 +123,7 @@ def _hand(draw):
     return digit, height, angle, slant, pen, place, jnp.arange(3) < count
 
 
-def _glyphs(draw, split) -> Proposal:
+def glyphs(draw, split) -> Proposal:
     """A row of 1-3 digits of a font, sheared and turned by up to 25 degrees."""
     digit, height, angle, slant, _, place, visible = _hand(draw)
     matrix = height * turned(slant.T, angle).T  # glyph box -> page
@@ -136,7 +136,7 @@ def _glyphs(draw, split) -> Proposal:
     return Proposal(items, jnp.arange(3), visible, lower, upper)
 
 
-def _pen(draw, split) -> Proposal:
+def pen_strokes(draw, split) -> Proposal:
     """The same drawn with a pen: curves in an unsteady hand to train on, else lines."""
     digit, height, angle, slant, pen, place, visible = _hand(draw)
     train = split == SPLITS.index("train")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mpi_jax.phantoms.digits import _glyphs, _pen
+from mpi_jax.phantoms.digits import glyphs, pen_strokes
 from mpi_jax.phantoms.items import (
     DIGIT_STROKES,
     FAMILIES,
@@ -74,7 +74,7 @@ def _objects(draw, split, *, shape) -> Proposal:
         items = Ellipse(centre, axis, size / 2, wall)
         return Proposal(items, jnp.arange(5), visible, centre - extent, centre + extent)
     if shape == "rectangles":
-        unit = jnp.asarray(UNIT_SQUARE[None])
+        unit = jnp.asarray(UNIT_SQUARE)[None]
     else:  # corners on a circle, a third of a turn apart give or take 40 degrees
         turn = np.arange(3)[None] * (2 * math.pi / 3) + draw.uniform(-0.7, 0.7, (5, 3))
         unit = jnp.stack([jnp.cos(turn), jnp.sin(turn)], axis=-1) / math.sqrt(3)
@@ -102,8 +102,8 @@ _KINDS = {
     ),
     "ellipses": _Kind({"ellipses": functools.partial(_objects, shape="ellipses")}, 5),
     # Numbers: the test split's are glyphs, the others' are drawn with a pen.
-    "strokes": _Kind({"numbers": _pen, "vessels": vessels}, 3 * DIGIT_STROKES),
-    "glyphs": _Kind({"numbers": _glyphs}, 3),
+    "strokes": _Kind({"numbers": pen_strokes, "vessels": vessels}, 3 * DIGIT_STROKES),
+    "glyphs": _Kind({"numbers": glyphs}, 3),
 }
 KIND_OF = {
     name: kind
@@ -112,7 +112,7 @@ KIND_OF = {
 }
 
 
-def _propose(values, kind: str, family, split):
+def propose(values, kind: str, family, split):
     """A proposal of the family with this number, filled up to the items of its kind, and
     the uniform numbers that are left to compose it with: one, one an item, seven.
     """

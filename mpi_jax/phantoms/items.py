@@ -31,7 +31,7 @@ def mm(length: float | int) -> float:
     return length / 12.8
 
 
-# --- Items: what can be painted. `paint` gives the depth below the edge (positive
+# Items are what can be painted. `paint` gives the depth below the edge (positive
 # inside, exact near the edge only) and a brightness. Fields carry a leading axis of
 # items, which the painter's scan takes off.
 
@@ -151,9 +151,6 @@ def _atlas() -> tuple[np.ndarray, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         depth = file["depth"].astype(np.float32) * file["step"]
         return depth, file["box"].astype(np.float32)
-
-
-# --- Proposals, one function per family: draws -> Proposal
 
 
 class Draws:

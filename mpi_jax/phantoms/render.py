@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mpi_jax.phantoms.families import _propose
+from mpi_jax.phantoms.families import propose
 from mpi_jax.phantoms.items import (
     FAMILIES,
     FILL,
@@ -23,8 +23,6 @@ from mpi_jax.phantoms.items import (
     Proposal,
     turned,
 )
-
-# --- From a proposal to pixels
 
 
 def _compose(numbers, proposal: Proposal, half) -> Drawing:
@@ -86,11 +84,11 @@ def _paint(drawing: Drawing, x, y, width):
         def one(i, carry):
             return add(carry, jax.tree.map(lambda a: a[i], layers))[0]
 
-        found = lax.fori_loop(0, jnp.sum(near), one, (empty, empty))
+        painted = lax.fori_loop(0, jnp.sum(near), one, (empty, empty))
     else:
         # Unrolled, a group of items is one fused pass over the points.
-        found, _ = lax.scan(add, (empty, empty), layers, unroll=2)
-    concentration, coverage = found
+        painted, _ = lax.scan(add, (empty, empty), layers, unroll=2)
+    concentration, coverage = painted
     return concentration * factor, coverage
 
 
@@ -103,7 +101,7 @@ def _draw(values, kind: str, family, split, half) -> Drawing:
     x, y = at[None] * half[0], at[:, None] * half[1]
 
     def attempt(number):
-        proposal, numbers = _propose(values[number], kind, family, split)
+        proposal, numbers = propose(values[number], kind, family, split)
         drawing = _compose(numbers, proposal, half)
         # Edges as of a fine grid: a soft edge would thicken what is thin.
         return number + 1, drawing, jnp.mean(_paint(drawing, x, y, 1 / 256)[1])
@@ -123,34 +121,35 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     ny, nx = shape
     # Sub-pixels of at most 1/256 where 2 to 8 per pixel and axis can give that.
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in shape)
-    across = jnp.asarray(
-        (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
-    )
-    down = jnp.asarray((np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1)
+    across = (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
+    down = (np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1
     width = half[0] / (nx * sx) + half[1] / (ny * sy)
 
     def pixels(across, down):
-        fine = _paint(drawing, across[None] * half[0], -down[:, None] * half[1], width)
+        sub_pixels = _paint(
+            drawing, across[None] * half[0], -down[:, None] * half[1], width
+        )
         shape = len(down) // sy, sy, len(across) // sx, sx
-        return tuple(f.reshape(shape).mean(axis=(1, 3)) for f in fine)
+        return tuple(f.reshape(shape).mean(axis=(1, 3)) for f in sub_pixels)
 
     if jax.default_backend() != "cpu":
         return pixels(across, down)
     # Tiles, so that items which are elsewhere can be left out; the last may overlap.
     ty, tx = (min(n, max(1, TILE // s)) for n, s in ((ny, sy), (nx, sx)))
     rows, columns = (-(-n // t) for n, t in ((ny, ty), (nx, tx)))
+    all_across, all_down = jnp.asarray(across), jnp.asarray(down)
     empty = jnp.zeros(shape)
 
-    def tile(number, found):
+    def tile(number, images):
         y = jnp.minimum(number // columns * ty, ny - ty)
         x = jnp.minimum(number % columns * tx, nx - tx)
-        made = pixels(
-            lax.dynamic_slice(across, (x * sx,), (tx * sx,)),
-            lax.dynamic_slice(down, (y * sy,), (ty * sy,)),
+        drawn = pixels(
+            lax.dynamic_slice(all_across, (x * sx,), (tx * sx,)),
+            lax.dynamic_slice(all_down, (y * sy,), (ty * sy,)),
         )
         return tuple(
             lax.dynamic_update_slice(f, m, (y, x))
-            for f, m in zip(found, made, strict=True)
+            for f, m in zip(images, drawn, strict=True)
         )
 
     return lax.fori_loop(0, rows * columns, tile, (empty, empty))

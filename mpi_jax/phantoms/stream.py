@@ -53,9 +53,6 @@ def _by_number(number, key, grid, split):
     return lax.switch(which, makers, values, half, split, number)
 
 
-# --- The public functions
-
-
 def sample_with_mask(
     key: PRNGKeyArray, grid, family: str | None = None, split: str = "train"
 ) -> tuple[Float[Array, "ny nx"], Bool[Array, "ny nx"]]:
@@ -145,7 +142,7 @@ def image(split: str, index, grid) -> Float[Array, "ny nx"]:
 
 
 def indices(
-    position: Int[Array, "*n"],
+    position: Int[Array | np.ndarray, "*n"],
     families: tuple[str, ...] = FAMILIES,
     images: int | None = None,
 ) -> Int[Array, "*n"]:
@@ -176,6 +173,7 @@ def indices(
     if images is not None:
         images = check_count("images", images, stride)
     numbers = sorted(_family_number(family) for family in families)
+    position = jnp.asarray(position)
     place, turn = position % len(numbers), position // len(numbers)
     if images is not None:
         counts = [len(range(number, images, stride)) for number in numbers]
@@ -252,7 +250,7 @@ def batch(
         def make(item, kind=kind):
             return picture(item[0], half, split, item[1], shape, kind)
 
-        items = values[np.asarray(slots)], own[np.asarray(slots)] % len(FAMILIES)
+        items = values[np.asarray(slots)], drawn[np.asarray(slots)] % len(FAMILIES)
         items = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), items)
         parts = _each(make, items)
         parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]

@@ -141,7 +141,8 @@ def _letters(rng: Rng) -> Paint:
             points = (points - (3, 5)) / 10 * height
             points[:, 0] += 0.85 * height * (place - (count - 1) / 2)
             lines += list(np.stack([points[:-1], points[1:]], axis=1))
-    ends = np.stack(_turned(*np.moveaxis(np.array(lines), -1, 0), angle), axis=-1)
+    x, y = np.moveaxis(np.array(lines), -1, 0)
+    ends = np.stack(_turned(x, y, angle), axis=-1)
     ends += _place(rng, np.abs(ends).max() + pen)
     return _strokes(ends[:, 0], ends[:, 1], np.full((len(ends), 2), pen))
 
@@ -185,17 +186,14 @@ def _strokes(start, end, radius, thickest: float = 0.0) -> Paint:
             along = (dx * step[0] + dy * step[1]) / max(step @ step, 1e-12)
             along = np.clip(along, 0, 1)
             distance = np.hypot(dx - along * step[0], dy - along * step[1])
-            own = r + along * (s - r)
-            value = np.clip(0.5 + (own - distance) / width, 0, 1)
+            thickness = r + along * (s - r)
+            value = np.clip(0.5 + (thickness - distance) / width, 0, 1)
             if thickest:
-                value *= np.sqrt(np.maximum(own**2 - distance**2, 0)) / thickest
+                value *= np.sqrt(np.maximum(thickness**2 - distance**2, 0)) / thickest
             image[rows, columns] = np.maximum(image[rows, columns], value)
         return image
 
     return paint
-
-
-# --- Vessels by space colonisation
 
 
 def colonise(
@@ -278,7 +276,9 @@ def _colony(rng: Rng) -> Paint:
     spread = np.sqrt(rng.uniform(0, 1, count))[:, None]
     points = spread * size[None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     root = np.array([rng.uniform(-0.5, 0.5) * size[0], -size[1]])
-    points, root = (np.stack(_turned(*p.T, turn), axis=-1) for p in (points, root))
+    points, root = (
+        np.stack(_turned(p.T[0], p.T[1], turn), axis=-1) for p in (points, root)
+    )
     nodes, parents = colonise(points, root, kill=rng.uniform(0.03, 0.06))
     radius = murray_radii(parents, rng.uniform(0.006, 0.01))
     thickest = radius.max() if rng.random() < 0.5 else 0.0
@@ -359,8 +359,8 @@ def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Imag
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in grid.shape)
     x = ((np.arange(nx * sx) + 0.5) / (nx * sx) * 2 - 1) * half[0]
     y = ((np.arange(ny * sy) + 0.5) / (ny * sy) * 2 - 1)[::-1] * half[1]
-    fine = paint(x, y, half[0] / (nx * sx) + half[1] / (ny * sy))
-    return level * fine.reshape(ny, sy, nx, sx).mean(axis=(1, 3))
+    sub_pixels = paint(x, y, half[0] / (nx * sx) + half[1] / (ny * sy))
+    return level * sub_pixels.reshape(ny, sy, nx, sx).mean(axis=(1, 3))
 
 
 def batch(name: str, count: int, grid: Grid) -> Float[np.ndarray, "count ny nx"]:

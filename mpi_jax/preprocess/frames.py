@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Complex, Float, Int
 
 from mpi_jax import mdf
+from mpi_jax.configs import Preprocessing
 from mpi_jax.reconstruct import kaczmarz
 
 _PIECE = 2**26  # bytes of spectra read at a time
 NEAR = 1e-9  # [T] offset fields that differ by less are one patch
 
 
-# --- The measurement
-
-
-def measured(measurement, background, frequency_selection, factors, settings, notes):
+def measured(
+    measurement: mdf.MDF,
+    background: mdf.MDF | None,
+    frequency_selection: Bool[np.ndarray, "C K"],
+    factors: Sequence[np.ndarray],
+    settings: Preprocessing,
+    notes: list[str],
+) -> tuple[
+    Complex[np.ndarray, "F groups M"],
+    Complex[np.ndarray, "E groups M"] | None,
+    Float[np.ndarray, "groups M"] | None,
+    Float[np.ndarray, "groups 3"] | None,
+]:
     """Spectra [F, groups, M], empty ones [E, groups, M] or None, the noise of a frame
     [groups, M] or None, offset fields or None.
 
     factors: what the rows of the measurement and of the background file are divided by.
     """
-    info = measurement.measurement
+    info = mdf.need_measurement(measurement)
     foreground, empty = info.foreground, info.background
     if not len(foreground):
         raise ValueError(f"{measurement.path}: expected foreground frames, found none")
@@ -48,13 +60,13 @@ def measured(measurement, background, frequency_selection, factors, settings, no
                 f"{background.path}: expected {len(groups)} groups of periods like the "
                 f"measurement, found {len(other)}"
             )
-        both = len(groups) > 1 and offsets is not None and moved is not None
-        if both and np.abs(offsets - moved).max() > NEAR:
-            raise ValueError(
-                f"{background.path}: expected the offset fields of the measurement in its "
-                "order, found others"
-            )
-        every = np.arange(background.acquisition.frames)
+        if len(groups) > 1 and offsets is not None and moved is not None:
+            if np.abs(offsets - moved).max() > NEAR:
+                raise ValueError(
+                    f"{background.path}: expected the offset fields of the measurement "
+                    "in its order, found others"
+                )
+        every = np.arange(mdf.need_acquisition(background).frames)
         scans, level = _spectra(background, frequency_selection, every, other, settings)
         scans, level = scans / factors[1], level / np.abs(factors[1])
     elif len(empty) and (
@@ -96,11 +108,12 @@ def measured(measurement, background, frequency_selection, factors, settings, no
     return data, scans, noise, offsets
 
 
-def places(file):
+def places(file: mdf.MDF) -> Int[np.ndarray, " J"]:
     """A number for the offset field of each period [J], the same for the same field."""
-    offset = file.acquisition.offset_field
+    acquisition = mdf.need_acquisition(file)
+    offset = acquisition.offset_field
     if offset is None:
-        return np.zeros(file.acquisition.periods, int)
+        return np.zeros(acquisition.periods, int)
     if offset.shape[1] > 1:
         raise ValueError(
             f"{file.path}: expected one partition of the selection field, found "
@@ -110,9 +123,12 @@ def places(file):
     return np.unique(near, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _periods(file, settings):
+def _periods(
+    file: mdf.MDF, settings: Preprocessing
+) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Groups of periods that are averaged, and their offset fields [groups, 3] or None."""
-    total, place = file.acquisition.periods, places(file)
+    acquisition = mdf.need_acquisition(file)
+    total, place = acquisition.periods, places(file)
     first, behind = settings.periods or (0, total)
     if behind > total:
         raise ValueError(
@@ -142,7 +158,7 @@ def _periods(file, settings):
                 f"period_grouping: expected groups of {long} successive periods of one "
                 f"offset field, got {len(group)} periods from {group[0]} to {group[-1]}"
             )
-    offset = file.acquisition.offset_field
+    offset = acquisition.offset_field
     starts = [group[0] for group in groups]
     return groups, None if offset is None else offset[starts, 0]
 
@@ -151,7 +167,7 @@ def _spectra(file, frequency_selection, frames, groups, settings):
     """Means over groups of periods of selected rows and their standard deviations from
     the scatter of these periods (NaN for one), [frames, groups, M] each.
     """
-    info, receiver = file.measurement, file.acquisition.receiver
+    info, receiver = mdf.need_measurement(file), mdf.need_acquisition(file).receiver
     clean = settings.spectral_leakage and not info.is_spectral_leakage_corrected
     if clean and info.is_fourier_transformed:
         raise ValueError(
@@ -164,7 +180,9 @@ def _spectra(file, frequency_selection, frames, groups, settings):
     long = settings.period_grouping
     step = long * max(1, _PIECE // (16 * receiver.channels * receiver.samples * long))
     for i, j in np.ndindex(out.shape[:2]):
-        group, first = groups[j], None
+        group = groups[j]
+        # About the first period: signals are far larger than their scatter.
+        origin: np.ndarray | None = None
         for start in range(0, len(group), step):
             some = group[start : start + step]
             if clean:
@@ -180,9 +198,8 @@ def _spectra(file, frequency_selection, frames, groups, settings):
                     frames=frames[i],
                     periods=some,
                 )[0]
-            # About the first period: signals are far larger than their scatter.
-            first = part[0] if first is None else first
-            part = part - first
+            origin = part[0] if origin is None else origin
+            part = part - origin
             out[i, j] += part.sum(0, dtype=np.complex128)
             square[i, j] += np.square(np.abs(part)).sum(0, dtype=np.float64)
         count = len(group) // long
@@ -191,7 +208,7 @@ def _spectra(file, frequency_selection, frames, groups, settings):
         square[i, j] = (
             np.maximum(square[i, j], 0) / (count - 1) if count > 1 else np.nan
         )
-        out[i, j] += first
+        out[i, j] += 0 if origin is None else origin
     return out, np.sqrt(square)
 
 
@@ -260,7 +277,12 @@ def _between(file, foreground, scans):
     return np.tensordot(np.array(weight), scans, (0, 0))
 
 
-def _weights(rows, noise, frequency_selection, settings):
+def row_weights(
+    rows: Complex[np.ndarray, "M P"],
+    noise: Float[np.ndarray, " M"] | None,
+    frequency_selection: Bool[np.ndarray, "C K"],
+    settings: Preprocessing,
+) -> Float[np.ndarray, " M"] | None:
     """Product of the weights in use, [M] or None."""
     factors = []
     if settings.channel_weights:
@@ -277,7 +299,7 @@ def _weights(rows, noise, frequency_selection, settings):
             )
         factors.append(np.tile(weights, len(rows) // len(weights)))
     if settings.whitening:
-        if not noise.min() > 0:
+        if noise is None or not noise.min() > 0:
             raise ValueError(
                 "whitening: expected noise in every row, found none in some"
             )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Complex, Float
 
 from mpi_jax import _linalg, mdf
+from mpi_jax.configs import Preprocessing
 from mpi_jax.preprocess.frames import NEAR, places
 from mpi_jax.scanner import Grid
 
 JOINT = 6e9  # bytes of the largest joint system of patches
 
-# --- The system matrix
 
-
-def _matrix(calibration, frequency_selection, settings, notes):
+def rows_on_grid(
+    calibration: mdf.MDF,
+    frequency_selection: Bool[np.ndarray, "C K"],
+    settings: Preprocessing,
+    notes: list[str],
+) -> tuple[Complex[np.ndarray, "M P"], Grid]:
     """Rows [M, P] in image layout and their grid."""
     order = mdf.voxel_order(calibration)
     if settings.plane is not None:
@@ -37,22 +43,22 @@ def _matrix(calibration, frequency_selection, settings, notes):
             f"{calibration.path}: expected a calibration with one offset field, found several"
         )
     voxels = order.reshape(-1)
-    wanted = np.sort(voxels)
-    rows = mdf.system_matrix(calibration, frequency_selection, voxels=wanted)
-    info = calibration.measurement
+    stored = np.sort(voxels)
+    rows = mdf.system_matrix(calibration, frequency_selection, voxels=stored)
+    info = mdf.need_measurement(calibration)
     kept = len(info.background) and not info.is_background_corrected
     if settings.matrix_background == "none":
         if kept:
             notes.append(
                 "the system matrix keeps its background (matrix_background none)"
             )
-        rows = rows[..., : len(wanted)]
+        rows = rows[..., : len(stored)]
     elif settings.matrix_background == "mean" and kept:
-        empty = rows[..., len(wanted) :].mean(-1, keepdims=True)
-        rows = rows[..., : len(wanted)] - empty
+        empty = rows[..., len(stored) :].mean(-1, keepdims=True)
+        rows = rows[..., : len(stored)] - empty
     else:  # as it is where the file says so, an error without background frames
-        rows = mdf.correct_background(calibration, rows, voxels=wanted)
-    rows = rows.mean(0)[:, np.searchsorted(wanted, voxels)]
+        rows = mdf.correct_background(calibration, rows, voxels=stored)
+    rows = rows.mean(0)[:, np.searchsorted(stored, voxels)]
     if settings.plane is not None:
         rows = rows.reshape(len(rows), len(order), -1).sum(1)
     if settings.shape:
@@ -133,19 +139,20 @@ def _resample(rows, grid, matrices):
     return volume.reshape(len(rows), -1)
 
 
-def _shifts(calibrations, offsets):
+def patch_shifts(
+    calibrations: Sequence[mdf.MDF], offsets: Float[np.ndarray, "patches 3"]
+) -> Float[np.ndarray, "patches 3"]:
     """Way of the field-free point from the calibration to each patch [patches, 3] m."""
-    acquisition = calibrations[0].acquisition
-    own = [file.acquisition.offset_field for file in calibrations]
-    own = [np.zeros(3) if field is None else field[0, 0] for field in own]
-    if np.ptp(own, axis=0).max() > NEAR:
+    fields = [mdf.need_acquisition(file).offset_field for file in calibrations]
+    at_rest = [np.zeros(3) if field is None else field[0, 0] for field in fields]
+    if np.ptp(at_rest, axis=0).max() > NEAR:
         raise ValueError(
-            f"calibration: expected files with one offset field, got {own} T"
+            f"calibration: expected files with one offset field, got {at_rest} T"
         )
-    change = offsets - own[0]
+    change = offsets - at_rest[0]
     if np.abs(change).max() <= NEAR:
         return np.zeros_like(change)
-    gradient = acquisition.gradient
+    gradient = mdf.need_acquisition(calibrations[0]).gradient
     if gradient is None or np.linalg.matrix_rank(gradient[0, 0]) < 3:
         raise ValueError(
             f"{calibrations[0].path}: expected a gradient of full rank to place patches of "
@@ -154,7 +161,9 @@ def _shifts(calibrations, offsets):
     return -np.linalg.solve(gradient[0, 0], change.T).T
 
 
-def _patches(rows, grid, shifts):
+def joint_patches(
+    rows: Complex[np.ndarray, "M P"], grid: Grid, shifts: Float[np.ndarray, "patches 3"]
+) -> tuple[Complex[np.ndarray, "rows columns"], Grid]:
     """Rows [patches * M, P] on one grid that covers all patches.
 
     A patch is the calibration's field of view, shifted; its voxels take the joint grid's
@@ -184,9 +193,9 @@ def _patches(rows, grid, shifts):
             f"{size / 1e9:.1f}; select fewer rows (snr_threshold, num_rows) or patches "
             "(periods)"
         )
-    made = np.empty((len(shifts), len(rows), columns), rows.dtype)
-    for patch, shift in zip(made, shifts, strict=True):
+    patches = np.empty((len(shifts), len(rows), columns), rows.dtype)
+    for patch, shift in zip(patches, shifts, strict=True):
         moved = dataclasses.replace(grid, centre=np.asarray(grid.centre) + shift)
         spread = map(_interpolation, _axes(moved), _axes(joint))
         patch[:] = _resample(rows, grid, (matrix.T for matrix in spread))
-    return made.reshape(-1, columns), joint
+    return patches.reshape(-1, columns), joint

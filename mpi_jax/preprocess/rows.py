@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool
 
 from mpi_jax import mdf
 from mpi_jax.configs import Preprocessing
 
-# --- Which rows
-
 
 def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C K"]:
     """Rows [C, V // 2 + 1] of a calibration that the settings leave in."""
     frequency = mdf.frequencies(calibration)
-    channels = calibration.acquisition.receiver.channels
+    channels = mdf.need_acquisition(calibration).receiver.channels
     band = (frequency >= settings.min_frequency) & (frequency <= settings.max_frequency)
     for low, high in settings.stop_bands:
         band &= (frequency < low) | (frequency > high)
@@ -23,9 +23,10 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
         band &= (
             np.minimum(beside, settings.period_grouping - beside) <= settings.sidebands
         )
-    stored = calibration.measurement and calibration.measurement.frequency_selection
-    if stored is not None:
-        band &= np.isin(np.arange(len(band)), stored)
+    if calibration.measurement is not None:
+        stored = calibration.measurement.frequency_selection
+        if stored is not None:
+            band &= np.isin(np.arange(len(band)), stored)
     if settings.max_mixing_order:
         _, order = mdf.mixing_orders(calibration, settings.max_mixing_order)
         band &= (order >= 0) & (order <= settings.max_mixing_order)
@@ -62,13 +63,20 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
     return frequency_selection
 
 
-def transfer(calibrations, others, frequency_selection, settings):
+def transfer(
+    calibrations: Sequence[mdf.MDF],
+    others: Sequence[mdf.MDF],
+    frequency_selection: Bool[np.ndarray, "C K"],
+    settings: Preprocessing,
+) -> list[np.ndarray]:
     """What the selected rows of each file are divided by, [M] each."""
     files = [*calibrations, *others]
     unchanged = np.ones(frequency_selection.sum())
-    open_ones = [f for f in files if not f.measurement.is_transfer_function_corrected]
     having = [
-        f for f in open_ones if f.acquisition.receiver.transfer_function is not None
+        file
+        for file in files
+        if not mdf.need_measurement(file).is_transfer_function_corrected
+        and mdf.need_acquisition(file).receiver.transfer_function is not None
     ]
     if having and settings.transfer_function is None:
         raise ValueError(
@@ -79,8 +87,9 @@ def transfer(calibrations, others, frequency_selection, settings):
         return [unchanged] * len(files)
     factors = []
     for file in files:
-        function = file.acquisition.receiver.transfer_function
-        if file.measurement.is_transfer_function_corrected:
+        function = mdf.need_acquisition(file).receiver.transfer_function
+        info = mdf.need_measurement(file)
+        if info.is_transfer_function_corrected:
             factors.append(unchanged)
             continue
         if function is None:
@@ -97,7 +106,7 @@ def transfer(calibrations, others, frequency_selection, settings):
             function.shape[1] != frequency_selection.shape[1]
         ):  # of the stored frequencies only
             full = np.ones(frequency_selection.shape, complex)
-            full[:, file.measurement.frequency_selection] = function
+            full[:, info.frequency_selection] = function
             function = full
         factor = function[frequency_selection]
         if not (np.isfinite(factor).all() and np.all(factor != 0)):

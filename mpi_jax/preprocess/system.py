@@ -30,9 +30,10 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from mpi_jax import mdf
 from mpi_jax.configs import Preprocessing
-from mpi_jax.preprocess.frames import NEAR, _weights, measured
-from mpi_jax.preprocess.matrix import _matrix, _patches, _shifts
+from mpi_jax.preprocess.frames import NEAR, measured, row_weights
+from mpi_jax.preprocess.matrix import joint_patches, patch_shifts, rows_on_grid
 from mpi_jax.preprocess.rows import select, transfer
+from mpi_jax.reconstruct.background import background_dictionary, eliminate_background
 from mpi_jax.scanner import Grid
 
 
@@ -81,7 +82,9 @@ def prepare(
             f"{'none' if background is None else background.path}"
         )
     several = not isinstance(calibration, mdf.MDF)
-    calibrations = list(calibration) if several else [calibration]
+    calibrations = (
+        [calibration] if isinstance(calibration, mdf.MDF) else list(calibration)
+    )
     if not calibrations:
         raise ValueError("calibration: expected at least one file, got none")
     others = [file for file in (measurement, background) if file is not None]
@@ -96,7 +99,8 @@ def prepare(
 
     notes: list[str] = []
     parts = [
-        _matrix(file, frequency_selection, settings, notes) for file in calibrations
+        rows_on_grid(file, frequency_selection, settings, notes)
+        for file in calibrations
     ]
     for (part, grid), factor in zip(parts, factors, strict=False):
         if not _same_grid(grid, parts[0][1]):
@@ -123,12 +127,12 @@ def prepare(
     )
     patches = 1
     if offsets is not None:
-        shifts = _shifts(calibrations, offsets)
+        shifts = patch_shifts(calibrations, offsets)
         if np.ptp(offsets, axis=0).max() > NEAR:
             patches = len(offsets)
         else:
             shifts = shifts[:1]
-        rows, grid = _patches(rows, grid, shifts)
+        rows, grid = joint_patches(rows, grid, shifts)
     # Patches are more rows, other groups of periods are more frames.
     data = data.reshape(-1, patches * frequency_selection.sum())
     noise = None
@@ -147,24 +151,36 @@ def prepare(
     rows /= scale
     rows, data = rows.astype(dtype, copy=False), (data / scale).astype(dtype)
     noise = None if noise is None else noise / scale
-    weights = _weights(rows, noise, frequency_selection, settings)
-    joint = settings.joint_background
-    if joint and not measurement.measurement.is_background_corrected:
+    weights = row_weights(rows, noise, frequency_selection, settings)
+    tracers = len(calibrations) if several else None
+    system = System(
+        rows, data, weights, frequency_selection, grid, tuple(notes), noise, tracers
+    )
+    corrected = mdf.need_measurement(measurement).is_background_corrected
+    if settings.joint_background and scans is not None and not corrected:
         empty = (scans / scale).reshape(-1, data.shape[-1]).astype(dtype)
-        if len(empty) < joint:
+        if len(empty) < settings.joint_background:
             raise ValueError(
                 f"joint_background: expected at most {len(empty)}, the background frames "
-                f"of {measurement.path}, got {joint}"
+                f"of {measurement.path}, got {settings.joint_background}"
             )
-        if weights is not None:
-            rows, data, empty = weights[:, None] * rows, weights * data, weights * empty
-            noise, weights = None if noise is None else noise * weights, None
-        vectors = background.background_dictionary(empty, joint)
-        penalty = settings.background_penalty
-        rows, data = background.eliminate_background(rows, data, vectors, penalty)
-    tracers = len(calibrations) if several else None
-    return System(
-        rows, data, weights, frequency_selection, grid, tuple(notes), noise, tracers
+        system = _without_background(system, empty, settings)
+    return system
+
+
+def _without_background(
+    system: System, empty: Complex[np.ndarray, "E M"], settings: Preprocessing
+) -> System:
+    """The system, weighted, whose solution is the one jointly with a background."""
+    rows, data, noise = system.system_matrix, system.measurement, system.noise
+    if system.weights is not None:
+        rows, data = system.weights[:, None] * rows, system.weights * data
+        empty = np.asarray(system.weights) * empty
+        noise = None if noise is None else noise * system.weights
+    vectors = background_dictionary(empty, settings.joint_background)
+    rows, data = eliminate_background(rows, data, vectors, settings.background_penalty)
+    return dataclasses.replace(
+        system, system_matrix=rows, measurement=data, weights=None, noise=noise
     )
 
 

@@ -1,13 +1,11 @@
-"""Tikhonov, non-negative and total variation images in a truncated singular basis.
+"""Non-negative and total variation images in a truncated singular basis.
 
 A system matrix is written S ~ scale * U diag(s) V^H once, on the host; afterwards an
 image costs a few thin matrix products, for batches of measurements at a time. Complex
 rows with real images are real rows: Re S above Im S.
 
-The last functions choose a regularisation from residual and solution norms, whatever
-the solver.
-
 Symbols
+
     M      rows of S (samples or real components of all receive channels)
     P      voxels
     k      rank kept, <= min(M, P)
@@ -26,6 +24,7 @@ System matrices of Magnetic Particle Imaging have entries near 1e-10, whose squa
 normal equations leave the range where float32 is comfortable: hence `scale` apart.
 """
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -38,6 +37,7 @@ from mpi_jax._checks import (
     check_finite,
     check_flags,
     check_not_negative,
+    check_positive,
     expect,
 )
 from mpi_jax._linalg import matmul
@@ -51,14 +51,22 @@ def nonnegative(
     *,
     iterations: int,
     start: Float[Array | np.ndarray, "*batch P"] | None = None,
+    rho: float | np.number | Float[Array | np.ndarray, "..."] | None = None,
 ) -> Float[Array, "*batch P"]:
     """Non-negative images [..., P]: towards min over x >= 0 of ||S x - u||^2.
 
     ADMM (Boyd et al. 2011) with the splitting x = z >= 0, penalty rho scale^2 and
     over-relaxation 1.6. Its linear step is exact in the singular basis, so that weak
     singular values converge as fast as strong ones: projected gradient steps need some
-    thirty times as many iterations for the same image. Few iterations regularise (early
-    stopping); S is the kept rank.
+    thirty times as many iterations for the same image. S is the kept rank.
+
+    Few iterations regularise, and then rho and their number decide, not the minimum:
+    where s^2 >> rho the image is that of non-negative least squares after a handful of
+    steps, where s^2 << rho it moves by about s^2 / rho a step, so that after n steps
+    these parts have arrived by a share of n s^2 / rho at most. It is not
+    scipy.optimize.nnls there, and is not meant to be: that would amplify the noise by
+    1 / s. Noise of a variance v (relative to scale^2 and to the brightest voxel squared)
+    asks for rho of some v.
 
     Args:
       u: measurements [..., M], unit as in `tikhonov`, result too.
@@ -66,14 +74,28 @@ def nonnegative(
         with the resolvent [P, P].
       start: first z [..., P], zero if None. From a good image few iterations repair
         what contradicts the measurement and keep the rest.
+      rho: > 0, the penalty, in place of the basis' own; a number, or one for each frame.
 
     Raises:
-      ValueError: on wrong shapes, iterations < 1 or a complex basis.
+      ValueError: on wrong shapes, iterations < 1, a complex basis, or a concrete rho that
+        is not positive or finite.
+
+    Examples:
+      >>> from mpi_jax.reconstruct import spectral
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral.spectral_basis(S)
+      >>> print(np.asarray(nonnegative(basis, S @ c, iterations=200), float).round(2))
+      [1. 3.]
+      >>> print(nonnegative(basis, S @ -c, iterations=200))
+      [0. 0.]
     """
     iterations = check_count("iterations", iterations)
     target = _back_projection(basis, u)
     batch, P = target.shape[:-1], target.shape[-1]
     target = target.reshape(-1, P)
+    basis = _with_penalty(basis, rho, batch)
     resolve = _resolver(basis)
     fixed = resolve(target / basis.rho)
 
@@ -102,6 +124,7 @@ def total_variation(
     iterations: int,
     lam: float | np.number | Float[Array, ""] = 0.0,
     isotropic: bool = True,
+    rho: float | np.number | Float[Array | np.ndarray, "..."] | None = None,
 ) -> Float[Array, "*batch P"]:
     """Piecewise constant, non-negative images [..., P]: towards the minimiser of
 
@@ -121,15 +144,30 @@ def total_variation(
       u: measurements [..., M], unit as in `tikhonov`, result too.
       grid: shape of the image in C order of its P voxels: (ny, nx), (nz, ny, nx), ...
       lam_tv: >= 0, relative to scale^2 [unit of x]; a number, or one for each frame.
-        The noise sets it: a few times noise_level(basis, u)^2 / scale^2 for images
-        near 1.
+        The noise sets it: a few times estimate_noise(basis, u)^2 / scale^2 for
+        images near 1.
       iterations: number of steps, static, of the cost of one of `nonnegative` and a
         cosine transform to and fro.
       lam: >= 0, as in `tikhonov`.
+      rho: > 0, the penalty, in place of the basis' own; a number, or one for each frame.
+        About a quarter of estimate_noise(basis, u) / scale, for images near 1, is fast.
 
     Raises:
       ValueError: on wrong shapes or options, a complex basis, or concrete lam_tv or lam
         that are negative or not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax.reconstruct import spectral
+      >>> c = np.zeros((4, 4))
+      >>> c[1:3, 1:3] = 1
+      >>> S = np.random.default_rng(0).normal(size=(40, 16))
+      >>> basis = spectral.spectral_basis(S)
+      >>> image = total_variation(
+      ...     basis, S @ c.ravel(), (4, 4), lam_tv=1e-6, iterations=300
+      ... ).reshape(4, 4)
+      >>> bool(np.abs(image - c).max() < 0.01)
+      True
     """
     iterations = check_count("iterations", iterations)
     target = _back_projection(basis, u)
@@ -138,7 +176,9 @@ def total_variation(
     differences = operators.gradient(grid)
     axes = len(grid)
     expect(math.prod(grid) == P, "grid", f"a shape of P = {P} voxels", grid)
-    dtype, rho = target.dtype, basis.rho
+    dtype = target.dtype
+    basis = _with_penalty(basis, rho, batch)
+    rho = jnp.asarray(basis.rho)
     lam, lam_tv = jnp.asarray(lam, dtype), jnp.asarray(lam_tv, dtype)
     expect(lam.ndim == 0, "lam", "a number", f"shape {lam.shape}")
     holds = lam_tv.shape in ((), batch)
@@ -146,7 +186,8 @@ def total_variation(
     check_not_negative("lam", lam)
     check_not_negative("lam_tv", lam_tv)
     check_flags(isotropic=isotropic)
-    threshold = jnp.broadcast_to(lam_tv / rho, batch).reshape(-1, 1, 1)
+    each = jnp.broadcast_to(lam_tv, batch).reshape(-1, 1) / rho
+    threshold = each[..., None]
 
     def shrink(y):
         y = y.reshape(-1, axes, P)
@@ -193,6 +234,18 @@ def total_variation(
     return z.reshape(*batch, P)
 
 
+def _with_penalty(basis, rho, batch):
+    """The basis with another penalty, [F, 1] for one of each frame."""
+    if rho is None:
+        return basis
+    rho = jnp.asarray(rho, basis.s.dtype)
+    good = rho.shape in ((), batch)
+    expect(good, "rho", f"a number or shape {batch}", f"shape {rho.shape}")
+    check_positive("rho", rho)
+    rho = jnp.broadcast_to(rho, batch).reshape(-1, 1)
+    return dataclasses.replace(basis, rho=rho, resolvent=None)
+
+
 def _back_projection(basis, u):
     """S^T u / scale^2 [..., P] of a real basis."""
     holds = not jnp.iscomplexobj(basis.V)
@@ -208,8 +261,9 @@ def _resolver(basis):
     def resolve(x):
         if basis.resolvent is not None:
             return matmul(x, basis.resolvent)
-        share = jnp.square(basis.s) / (jnp.square(basis.s) + basis.rho)
-        return x - matmul(matmul(x, basis.V) * share[None], basis.V.T)
+        energy = jnp.square(basis.s)[None]
+        share = energy / (energy + basis.rho)
+        return x - matmul(matmul(x, basis.V) * share, basis.V.T)
 
     return resolve
 

@@ -1,5 +1,7 @@
 """A background that is reconstructed together with the image."""
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,17 @@ def background_dictionary(
 
     Raises:
       ValueError: unless frames is a finite, non-zero matrix of `rank` frames or more.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> hum = random.normal(size=30)  # what an empty scanner receives
+      >>> empty = random.normal(size=(10, 1)) * hum + 0.01 * random.normal(size=(10, 30))
+      >>> B = background_dictionary(empty, rank=1)
+      >>> B.shape  # [M, rank]
+      (30, 1)
+      >>> bool(abs(B[:, 0] @ hum) > 0.99 * np.linalg.norm(hum))
+      True
     """
     frames, rank = jnp.asarray(frames), check_count("rank", rank)
     holds = frames.ndim == 2 and min(frames.shape) >= rank
@@ -35,6 +48,24 @@ def background_dictionary(
         expect(jnp.any(frames != 0), "frames", "a non-zero entry", "all zero")
     U, s, _ = jnp.linalg.svd((frames / jnp.max(jnp.abs(frames))).T, full_matrices=False)
     return U[:, :rank] * jnp.sqrt(s[:rank] / s[0])[None]
+
+
+@overload
+def eliminate_background(
+    S: LinearOperator,
+    u: Inexact[Array | np.ndarray, "*batch M"],
+    B: Inexact[Array | np.ndarray, "M L"],
+    beta: float | np.number | Float[Array, ""],
+) -> tuple[LinearOperator, Inexact[Array, "*batch M"]]: ...
+
+
+@overload
+def eliminate_background(
+    S: Matrix,
+    u: Inexact[Array | np.ndarray, "*batch M"],
+    B: Inexact[Array | np.ndarray, "M L"],
+    beta: float | np.number | Float[Array, ""],
+) -> tuple[Inexact[Array, "M P"], Inexact[Array, "*batch M"]]: ...
 
 
 def eliminate_background(
@@ -57,6 +88,19 @@ def eliminate_background(
     Raises:
       ValueError: on wrong shapes or kinds, or a concrete beta that is negative or not
         finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> hum = random.normal(size=30)  # what an empty scanner receives
+      >>> empty = random.normal(size=(10, 1)) * hum + 0.01 * random.normal(size=(10, 30))
+      >>> B = background_dictionary(empty, rank=1)
+      >>> S, c = random.normal(size=(30, 5)), np.arange(5.0)
+      >>> u = S @ c + 3 * hum
+      >>> rows, data = eliminate_background(S, u, B, beta=0.0)
+      >>> image = np.linalg.lstsq(np.asarray(rows), np.asarray(data), rcond=None)[0]
+      >>> bool(np.abs(image - c).max() < 0.1)
+      True
     """
     linear, u = system(S, u)
     B = _dictionary(B, linear)
@@ -82,6 +126,18 @@ def background_coefficients(
 ) -> Inexact[Array, "*batch L"]:
     """d [..., L]: min ||S c + B d - u||^2 + beta ||d||^2 for a given c; the background
     is d B^T. beta = 0 needs independent columns of B. Errors as above.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> hum = random.normal(size=30)  # what an empty scanner receives
+      >>> empty = random.normal(size=(10, 1)) * hum + 0.01 * random.normal(size=(10, 30))
+      >>> B = background_dictionary(empty, rank=1)
+      >>> S, c = random.normal(size=(30, 5)), np.arange(5.0)
+      >>> u = S @ c + 3 * hum
+      >>> d = background_coefficients(S, u, c, B, beta=0.0)
+      >>> bool(np.abs(B @ d - 3 * hum).max() < 0.1)
+      True
     """
     linear, u = system(S, u)
     B = _dictionary(B, linear)

@@ -4,6 +4,7 @@ S is a matrix [M, P] or a `LinearOperator` of two functions. Batches of measurem
 share it, so that a step is two matrix products for all frames.
 
 Symbols
+
     M, P    rows of S; voxels
     S       [M, P]   system matrix or operator, real or complex  [unit of u per unit of c]
     u       [..., M] measurement, complex if and only if S is    [V, or shared with S]
@@ -73,6 +74,15 @@ def cgnr(
     Raises:
       ValueError: on wrong shapes, kinds or options, and on bad values where the
         argument is concrete.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(cgnr(S, S @ c, iterations=2), float).round(3))
+      [1. 3.]
+      >>> cgnr(S, S @ c, iterations=2, path=True).shape  # an image of each step
+      (2, 2)
     """
     S, u = system(S, u)
     iterations = check_count("iterations", iterations)
@@ -130,7 +140,7 @@ def elastic_net(
     With `nonnegative` over c >= 0; with l1 = l2 = 0 too this is non-negative least
     squares. Accelerated proximal gradients, restarted frame by frame where the momentum
     points uphill. Weak singular values converge slowly (1/s^2 steps): for a matrix of
-    poor condition `variational.nonnegative` gets there sooner.
+    poor condition `admm.nonnegative` gets there sooner.
 
     Args:
       S, u, real, path: as in `cgnr`.
@@ -141,6 +151,15 @@ def elastic_net(
 
     Raises:
       ValueError: as in `cgnr`, and on `nonnegative` without `real`.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(elastic_net(S, S @ c, iterations=100, nonnegative=True), float).round(3))
+      [1. 3.]
+      >>> print(elastic_net(S, S @ c, iterations=100, l1=100.0))  # too much of it
+      [0. 0.]
     """
     S, u = system(S, u)
     iterations = check_count("iterations", iterations)

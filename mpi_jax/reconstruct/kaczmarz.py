@@ -1,7 +1,7 @@
 """Regularised Kaczmarz (ART) for batches of frames, exact and blocked.
 
 Solves min_c ||S c - u||^2 + lambda ||c||^2 by projecting onto one row of the augmented
-system [S, sqrt(lambda) I] [c; v] = u after the other, starting from zero:
+system `[S, sqrt(lambda) I] [c; v] = u` after the other, starting from zero:
 
     alpha = (u_i - S_i c - sqrt(lambda) v_i) / (||S_i||^2 + lambda)
     c    += alpha conj(S_i)          v_i += sqrt(lambda) alpha
@@ -15,6 +15,7 @@ whose forward substitution is the row recursion itself. The iterates are those o
 row loop, up to rounding, for any block size; the work becomes matrix products.
 
 Symbols (sizes as in the Magnetic Particle Imaging Data Format)
+
     M       rows: selected frequency components of all receive channels
     P       voxels (columns)
     F       frames, "..." in the public signatures: any leading axes
@@ -27,6 +28,7 @@ Symbols (sizes as in the Magnetic Particle Imaging Data Format)
     alpha   [..., m] step lengths of the m rows of a block
 
 Row orders
+
     fixed        0, 1, .., M-1, or a given permutation, in every sweep
     shuffled     the permutation jax.random.permutation(key, M), in every sweep
     randomised   each sweep visits k = round(fraction M) rows, drawn without replacement
@@ -112,6 +114,16 @@ def solve(
     Raises:
       ValueError: on bad shapes, kinds or options; on bad values (NaN, negative lam, no
         usable row, ...) where the argument is concrete rather than traced.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(solve(S, S @ c, lam=0.0, iterations=50), float).round(3))
+      [1. 3.]
+      >>> frames = np.stack([S @ c, 2 * (S @ c)])  # a batch is matrix products
+      >>> solve(S, frames, lam=1e-3, iterations=20).shape
+      (2, 2)
     """
     return _run(**checked(**locals()))
 
@@ -129,6 +141,14 @@ def row_norm_weights(S: Inexact[Array | np.ndarray, "M P"]) -> Float[Array, " M"
 
     Raises:
       ValueError: if S is not a matrix.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(np.asarray(row_norm_weights(S), float).round(3))
+      [0.447 1.    1.   ]
+      >>> image = solve(S, S @ c, lam=1e-3, iterations=20, weights=row_norm_weights(S))
     """
     S = jnp.asarray(S)
     expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")

@@ -37,6 +37,14 @@ def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
 
     Raises:
       ValueError: if S is neither, is empty, or has values that are not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> operator = as_operator(S)
+      >>> print(operator.forward(c[None]))
+      [[5. 3. 1.]]
     """
     if isinstance(S, LinearOperator):
         return LinearOperator(_partial(S.forward), _partial(S.adjoint), S.shape)
@@ -45,7 +53,8 @@ def as_operator(S: Array | np.ndarray | LinearOperator) -> LinearOperator:
     expected = "a LinearOperator or a matrix [M, P] of floating or complex numbers"
     expect(holds, "S", expected, f"shape {S.shape}, {S.dtype}")
     check_finite("S", S)
-    return LinearOperator(Partial(rows, S), Partial(columns, S), S.shape)
+    M, P = S.shape
+    return LinearOperator(Partial(rows, S), Partial(columns, S), (M, P))
 
 
 def _partial(function):
@@ -68,6 +77,13 @@ def gradient(grid: tuple[int, ...]) -> LinearOperator:
 
     Raises:
       ValueError: if grid is not a tuple of integers >= 1.
+
+    Examples:
+      >>> import numpy as np
+      >>> slopes = gradient((2, 3)).forward(np.arange(6.0))  # [[0, 1, 2], [3, 4, 5]]
+      >>> print(slopes.reshape(2, 2, 3)[0])  # along y
+      [[3. 3. 3.]
+       [0. 0. 0.]]
     """
     grid = tuple(check_count("grid", n) for n in grid)
     expect(len(grid) > 0, "grid", "at least one axis", grid)
@@ -80,7 +96,7 @@ def gradient(grid: tuple[int, ...]) -> LinearOperator:
 
     def adjoint(y):
         y = y.reshape(*y.shape[:-1], len(grid), *grid)
-        total = 0
+        total = jnp.zeros((*y.shape[: -1 - len(grid)], *grid), y.dtype)
         for part, axis in enumerate(axes):
             one = lax.index_in_dim(y, part, y.ndim - len(grid) - 1, keepdims=False)
             inner = lax.slice_in_dim(one, 0, grid[axis] - 1, axis=one.ndim + axis)
@@ -100,6 +116,13 @@ def mean_energy(S: Matrix) -> Float[Array, ""]:
     """||S||_F^2 / P [unit of S squared], the unit of a relative lam of `kaczmarz.solve`.
 
     In float32 it is 0 for entries below 1e-22; ValueError unless S is a matrix.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> print(mean_energy(S))  # (4 + 1 + 1 + 1) / 2
+      3.5
     """
     S = jnp.asarray(S)
     expect(S.ndim == 2, "S", "a matrix [M, P]", f"shape {S.shape}")
@@ -120,8 +143,8 @@ def system(S, u):
     expected, got = (u.shape, c.shape), (signal.shape, back.shape)
     expect(got == expected, "S", f"products of shapes {expected}", got)
     kinds = [jnp.iscomplexobj(array) for array in (signal, back, u)]
-    expected = f"the kind of S ({signal.dtype}): both real or both complex"
-    expect(len(set(kinds)) == 1, "u", expected, u.dtype)
+    kind = f"the kind of S ({signal.dtype}): both real or both complex"
+    expect(len(set(kinds)) == 1, "u", kind, u.dtype)
     check_finite("u", u)
     return S, u
 

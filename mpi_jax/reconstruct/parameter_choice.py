@@ -34,6 +34,15 @@ def norms(
 
     Raises:
       ValueError: on shapes that do not go together.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> candidates = np.stack([c, 0 * c])
+      >>> residual, solution = norms(S, S @ c, candidates)
+      >>> print(np.asarray(residual, float).round(3), np.asarray(solution, float).round(3))
+      [0.    5.916] [3.162 0.   ]
     """
     S, u, c = operators.as_operator(S), jnp.asarray(u), jnp.asarray(c)
     M, P = S.shape
@@ -67,6 +76,12 @@ def discrepancy(
 
     Raises:
       ValueError: on wrong shapes, or concrete values that are not positive or finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> residuals = np.array([9.0, 4.0, 1.9, 1.0])  # lam falls
+      >>> int(discrepancy(residuals, sigma=0.2, rows=100))  # 0.2 * sqrt(100) = 2
+      2
     """
     residuals, sigma = jnp.asarray(residuals), jnp.asarray(sigma)
     holds = residuals.ndim > 0 and residuals.shape[-1] > 0
@@ -99,6 +114,18 @@ def l_curve(
     Raises:
       ValueError: on wrong shapes or fewer than three candidates, or on concrete values
         that are not positive, finite and (lams) in order.
+
+    Examples:
+      >>> import numpy as np
+      >>> from mpi_jax.reconstruct import spectral
+      >>> random = np.random.default_rng(0)
+      >>> S = random.normal(size=(60, 20)) * 10.0 ** -np.linspace(0, 3, 20)
+      >>> u = S @ np.ones(20) + 1e-2 * random.normal(size=60)
+      >>> lams = 10.0 ** -np.arange(1.0, 7)
+      >>> images = spectral.tikhonov(spectral.spectral_basis(S), u, lams)
+      >>> curve = l_curve(lams, *norms(S, u, images))
+      >>> 0 < int(curve.index) < 5
+      True
     """
     arrays = [jnp.asarray(a) for a in (lams, residuals, solutions)]
     lams, residuals, solutions = arrays
@@ -112,8 +139,8 @@ def l_curve(
         check_positive(name, array)
     if not isinstance(lams, jax.core.Tracer):
         steps = np.diff(lams)
-        holds = (steps > 0).all() or (steps < 0).all()
-        expect(holds, "lams", "values that rise or fall", lams)
+        ordered = (steps > 0).all() or (steps < 0).all()
+        expect(ordered, "lams", "values that rise or fall", lams)
 
     t, x, y = (jnp.log(array) for array in arrays)
     t = jnp.broadcast_to(t.reshape((1,) * (x.ndim - 1) + t.shape), x.shape)

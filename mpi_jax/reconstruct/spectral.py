@@ -45,6 +45,14 @@ def with_rho(basis: SpectralBasis, rho: float) -> SpectralBasis:
     """The basis with another penalty for `nonnegative`; ValueError unless rho > 0.
 
     Large rho: smooth early iterates, slow convergence; small rho: fast and noisy.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S)
+      >>> float(with_rho(basis, 1e-2).rho) == float(np.float32(1e-2))
+      True
     """
     expect(np.isfinite(rho) and rho > 0, "rho", "a number > 0", rho)
     voxels, rank = basis.V.shape
@@ -54,8 +62,8 @@ def with_rho(basis: SpectralBasis, rho: float) -> SpectralBasis:
         resolvent = jnp.eye(voxels, dtype=basis.V.dtype) - matmul(
             basis.V * share[None], basis.V.T
         )
-    rho = jnp.asarray(rho, basis.s.dtype)
-    return dataclasses.replace(basis, rho=rho, resolvent=resolvent)
+    penalty = jnp.asarray(rho, basis.s.dtype)
+    return dataclasses.replace(basis, rho=penalty, resolvent=resolvent)
 
 
 def spectral_basis(
@@ -78,6 +86,17 @@ def spectral_basis(
     Raises:
       ValueError: if S is not a finite, non-zero matrix, or if `rank` is not an integer
         between 1 and the number of singular values above 1e-7 of the largest.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S, rank=2)
+      >>> basis.V.shape, basis.s.shape
+      ((2, 2), (2,))
+      >>> error = basis.scale * basis.U @ np.diag(basis.s) @ basis.V.T - S
+      >>> bool(np.abs(error).max() < 1e-5)
+      True
     """
     S = np.asarray(S)
     holds = S.ndim == 2 and np.issubdtype(S.dtype, np.inexact)
@@ -131,6 +150,14 @@ def project(
 
     Raises:
       ValueError: if the last axis of u is not M long, or u is of another kind than S.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S)
+      >>> project(basis, S @ c).shape  # coefficients [k]
+      (2,)
     """
     return matmul(_measurement(basis, u), basis.U.conj())
 
@@ -146,6 +173,14 @@ def estimate_noise(
 
     Raises:
       ValueError: as in `project`, and if the basis spans all rows.
+
+    Examples:
+      >>> import numpy as np
+      >>> random = np.random.default_rng(0)
+      >>> S = random.normal(size=(400, 20))
+      >>> u = S @ np.ones(20) + 0.1 * random.normal(size=400)
+      >>> round(float(estimate_noise(spectral_basis(S), u)), 2)
+      0.1
     """
     u = _measurement(basis, u)
     rows, rank = basis.U.shape
@@ -170,6 +205,17 @@ def tikhonov(
 
     Raises:
       ValueError: on wrong shapes, or a concrete lam that is negative or not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> S = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # [M, P]
+      >>> c = np.array([1.0, 3.0])
+      >>> basis = spectral_basis(S)
+      >>> print(np.asarray(tikhonov(basis, S @ c, 0.0), float).round(3))
+      [1. 3.]
+      >>> lams = np.array([1e-1, 1e-2, 1e-3])  # of the largest singular value squared
+      >>> tikhonov(basis, S @ c, lams).shape
+      (3, 2)
     """
     lam = jnp.asarray(lam, basis.s.dtype)
     expect(lam.ndim <= 1, "lam", "a number or a vector [L]", f"shape {lam.shape}")

@@ -12,7 +12,7 @@ sum_n w (u . rate) / sum_n w |rate|^2, with a Gaussian w of the distance. That i
 velocity-normalised signal (u . rate) / |rate|^2 averaged with the weights that its noise
 asks for, and nothing is divided by the speed of a turning point.
 
-`reconstruct_tensor` takes the matrices for what they are, in steps that are shared by all
+`xspace_tensor.reconstruct_tensor` takes the matrices for what they are, in steps that are shared by all
 signals of a scan and prepared once by `tensor_plan`:
 
 1. Least squares for A over all channels and samples, with a penalty on roughness.
@@ -43,6 +43,15 @@ def native_signal(
 
     Meant for a look along the path; it grows without bound where the field-free point
     turns around, which `reconstruct` avoids.
+
+    Examples:
+      >>> import jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(16)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)  # [C, V]
+      >>> native_signal(s, u).shape  # a value a sample
+      (1632,)
     """
     check_signal(u, scanner.channels, scanner.samples)
     rate = scanner.receiver.sensitivity @ _rate(scanner).T
@@ -61,6 +70,12 @@ def gain(scanner, model: str = "tensor") -> Float[Array, ""]:
     x L' + L is the derivative of x L, so its integral over a disc of radius R is
     pi R L(R) in closed form; for the scalar kernel L' it is 2 pi (R L - log(sinh R / R)).
     Unit: that of native_signal, per unit image value.
+
+    Examples:
+      >>> from mpi_jax import scanner
+      >>> s = scanner.paper(16)
+      >>> bool(gain(s, model="tensor") > gain(s, model="mpirf") > 0)  # it has L / x as well
+      True
     """
     check_model(model)
     tracer, grid = scanner.tracer, scanner.grid
@@ -94,6 +109,16 @@ def reconstruct(
     the widest gap that the path leaves, so that every pixel has samples near it.
     model: whose point-spread function scales the image (see `gain`).
     Raises ValueError on 3D grids, on signals of another shape, on width <= 0.
+
+    Examples:
+      >>> import jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(16)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)  # [C, V]
+      >>> image = reconstruct(s, u)
+      >>> image.shape
+      (16, 16)
     """
     check_scanner(scanner)
     check_plane(scanner)
@@ -145,7 +170,7 @@ def check_plane(scanner):
     with jax.ensure_compile_time_eval():  # known numbers stay known inside jit
         beta = scanner.tracer.beta
     values = (field.gradient, field.offset, drive.amplitude, scanner.grid.centre, beta)
-    known = [value for value in map(concrete, values) if value is not None]
+    known = [a for value in values if (a := concrete(value)) is not None]
     if len(known) < len(values):
         return
     gradient, offset, amplitude, centre, beta = known
@@ -182,7 +207,14 @@ def check_signal(u, channels, samples):
 
 
 def default_width(scanner):
-    """1/2.5 of the widest gap of the path, never less than half a pixel [m]."""
+    """1/2.5 of the widest gap of the path, never less than half a pixel [m].
+
+    Examples:
+      >>> from mpi_jax import scanner
+      >>> width = default_width(scanner.paper(16))  # half a pixel: the path is denser
+      >>> round(1e3 * float(width), 3)  # [mm]
+      0.4
+    """
     drive = scanner.drive_field
     driven = [axis for axis, n in enumerate(drive.divider) if n]
     fast, slow = (f(driven, key=lambda a: drive.divider[a]) for f in (min, max))

@@ -23,8 +23,6 @@ from mpi_jax.reconstruct.xspace import (
     check_signal,
 )
 
-# --- With the matrices: a plan of the scan, then trace and deconvolution
-
 # Weight of the splitting's copy of the trace, over that of the data, and over-relaxation.
 _COPY, _RELAX = 0.1, 1.6
 
@@ -60,6 +58,11 @@ def trace_kernel(
 
     L' + L/x in the plane of the field-free point. In a slice beside it the field has a
     part `across` the plane, also as Langevin argument. 2 L' for the scalar model.
+
+    Examples:
+      >>> import numpy as np
+      >>> print(trace_kernel(np.array([0.0, 5.0, 50.0])).round(3))  # 2/3 at the centre
+      [0.667 0.2   0.02 ]
     """
     check_model(model)
     z = np.asarray(x, float) ** 2 + across**2
@@ -93,6 +96,7 @@ def tensor_plan(
     Gaussian process (Rasmussen and Williams 2006, ch. 2), linear in u. It is solved among
     the samples, C V numbers whatever the grid. The matrices' prior is the isotropic one,
     cov(A_ij, A_kl) = g (d_ik d_jl + d_il d_jk) / 2, so that
+
         cov(s . A v, s' . A v') = g ((s . s') (v . v') + (s . v') (s' . v)) / 2
         cov(tr A,    s . A v)   = g (s . v).
 
@@ -115,6 +119,16 @@ def tensor_plan(
 
     Raises ValueError on 3D grids or scans, on numbers that are not positive (below 0 for
     min_frequency), and where no frequency is left.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> plan.seen.shape  # [ny, nx]
+      (12, 12)
     """
     check_scanner(scanner)
     check_model(model)
@@ -249,7 +263,17 @@ def _bins(samples, channels, frequency, min_frequency):
 
 
 def with_rho(plan: TensorPlan, rho: float) -> TensorPlan:
-    """The plan with another penalty for `deconvolve`; ValueError unless rho > 0."""
+    """The plan with another penalty for `deconvolve`; ValueError unless rho > 0.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> plan = with_rho(plan, 1e-2)
+    """
     check_positive("rho", rho)
     kernel, lost = np.asarray(plan.kernel, float), np.asarray(plan.lost, float)
     inner = _inner(kernel, lost, plan.seen.shape, plan.padded, rho)
@@ -263,6 +287,18 @@ def trace(
 
     In units of the image times the kernel's, which is 2/3 at 0; of the trace that goes
     with the missing frequencies as much as smoothness tells.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> trace(plan, u).shape
+      (12, 12)
     """
     check_signal(u, *plan.directed.shape)
     return _trace(plan, u)
@@ -282,7 +318,20 @@ def _trace(plan, u):
 def blur(
     plan: TensorPlan, image: Float[Array | np.ndarray, "*batch ny nx"]
 ) -> Float[Array, "*batch ny nx"]:
-    """The trace that an image has: its convolution with the trace kernel, 0 outside."""
+    """The trace that an image has: its convolution with the trace kernel, 0 outside.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> bool(blur(plan, c).max() > c.max())  # the kernel adds up over pixels
+      True
+    """
     _check_image(plan, image, "image")
     return _blur(plan, image)
 
@@ -293,7 +342,7 @@ def _blur(plan, image):
     spectrum = jnp.fft.rfft2(jnp.asarray(image, plan.kernel.dtype), plan.padded)
     kernel = plan.kernel.reshape((1,) * (image.ndim - 2) + plan.kernel.shape)
     blurred = jnp.fft.irfft2(spectrum * kernel, plan.padded)
-    return plan.peak * blurred[..., :ny, :nx]
+    return blurred[..., :ny, :nx] * plan.peak
 
 
 def deconvolve(
@@ -308,6 +357,19 @@ def deconvolve(
     copies of c and of K c - lost b, so that the linear step is diagonal under an FFT but
     for `lost` and the boundary needs no guess (Almeida and Figueiredo 2013, IEEE TIP
     22(8):3074). Few iterations regularise. Raises ValueError on wrong shapes.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> image = deconvolve(plan, blur(plan, c), iterations=200)
+      >>> bool(abs(image - c).mean() < 0.1)
+      True
     """
     _check_image(plan, blurred, "blurred")
     return _deconvolve(plan, blurred, check_count("iterations", iterations))
@@ -377,6 +439,19 @@ def reconstruct_tensor(
     plan: `tensor_plan(scanner)`; u in its receiver's scaling, one period. Pixels where
     the path did not go are only told by the blur that reaches it. Differentiable in u.
     Raises ValueError on signals of another shape.
+
+    Examples:
+      >>> import dataclasses, jax
+      >>> from mpi_jax import phantoms, physics, scanner
+      >>> s = scanner.paper(12)
+      >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
+      >>> s = dataclasses.replace(s, drive_field=drive)
+      >>> plan = tensor_plan(s)
+      >>> c = phantoms.sample(jax.random.key(0), s.grid, "ellipses")
+      >>> u = physics.voltage(s, c)
+      >>> image = reconstruct_tensor(plan, u, iterations=50)
+      >>> image.shape, bool(image.min() >= 0)
+      ((12, 12), True)
     """
     return deconvolve(plan, trace(plan, u), iterations=iterations)
 

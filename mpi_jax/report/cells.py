@@ -2,12 +2,16 @@
 
 import html
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from mpi_jax.results import Figure3Line, Line, MethodInfo, Statistics, Table
+
 TEXT_COLUMNS = (
     "Method",
+    "Given",
     "Settings",
     "Mask",
     "Ours",
@@ -17,66 +21,154 @@ TEXT_COLUMNS = (
     "Case",
     "Quantity",
 )  # flush left, all others flush right
+NOTHING = "–"
+EDGE = "†"
+GIVEN_NOTE = (
+    "Given: networks with voltage alone see the signal and nothing else, as the paper's "
+    "do; those with physics start from classical images of it and from a singular basis "
+    "of the system matrix, and are no rows of the paper."
+)
 
 
 @dataclass(frozen=True)
-class Table:
-    """Text of a table, written once and printed as Markdown and as HTML."""
+class Column:
+    """One number of a line. better: 1 the larger, -1 the smaller, 0: none is best."""
 
     title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    notes: tuple[str, ...] = ()
-    best: frozenset[tuple[int, int]] = field(default=frozenset())  # (row, column)
+    value: Callable[[Line], float]  # NaN where the line has none
+    text: Callable[[Line], str]
+    better: int = 0
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a work folder holds; what it lacks is None or empty."""
-
-    name: str
-    config: dict
-    training: list[dict]
-    validation: list[dict]
-    rows: dict[tuple[str, str], dict]  # (method, family) -> numbers
-    info: dict
-    arrays: dict[str, np.ndarray]
-    levels: dict[tuple[float, str], dict]  # (SNR [dB], method) -> numbers, all families
-    values: dict[str, np.ndarray]  # main_snr_db, family, SNR/method/metric -> [N], ...
-    samples: list[dict[str, np.ndarray]]  # of some validations, the newest last
-    remarks: list[str]  # missing or unreadable parts, in words
+Tuned = Line | Figure3Line
+Pick = Callable[[Line], Statistics | None]
 
 
-def _value(line: dict, key: str, part: str | None) -> float:
-    value = line.get(key)
-    if part is not None:
-        value = value.get(part) if isinstance(value, dict) else None
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _cell(line: dict, key: str, part: str | None) -> str:
-    if part == "interval":
-        ends = (_value(line, key, "low"), _value(line, key, "high"))
-        digits = 2 if key == "psnr" else 4
-        low, high = (f"{end:.{digits}f}" for end in ends)
-        return "–" if any(map(math.isnan, ends)) else f"[{low}, {high}]"
-    value = _value(line, key, part)
+def small_number(value: float) -> str:
+    """Four decimals, or a power of ten for what would lose its digits so."""
     if math.isnan(value):
-        return "–"
-    if key == "amount":
-        return f"{value:+.3f}" if part == "bias" else f"{value:.3f}"
-    if key == "residual":
-        return f"{value:.3g}"
-    if key in ("psnr", "pooled_psnr"):
-        spread = _value(line, key, "sd") if part == "mean" else math.nan
-        return f"{value:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
-    if key == "seconds_per_image":
-        return f"{value:.2g}"
+        return NOTHING
     return f"{value:.4f}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
 
 
+def formatted(form: str) -> Callable[[float], str]:
+    """Numbers by a format; a dash for one that isn't there."""
+    return lambda value: NOTHING if math.isnan(value) else format(value, form)
+
+
+def plain(
+    title: str, value: Callable[[Line], float | None], form: str, better: int = 0
+) -> Column:
+    """A column of single numbers."""
+
+    def number(line: Line) -> float:
+        found = value(line)
+        return math.nan if found is None else found
+
+    return Column(title, number, lambda line: formatted(form)(number(line)), better)
+
+
+def mean(title: str, pick: Pick, better: int, form: str | None = None) -> Column:
+    """A column of means over images. form: as format takes it; else small_number."""
+    write = small_number if form is None else formatted(form)
+    return _statistic(title, pick, lambda s: s.mean, lambda s: write(s.mean), better)
+
+
+def mean_and_spread(title: str, pick: Pick, better: int) -> Column:
+    """Means with the standard deviation over images, two digits."""
+    return _statistic(title, pick, lambda s: s.mean, spread, better)
+
+
+def spread(found: Statistics) -> str:
+    """Mean and standard deviation."""
+    text = formatted(".2f")(found.mean)
+    return text if math.isnan(found.sd) else f"{text} ± {found.sd:.2f}"
+
+
+def quantile(
+    title: str, pick: Pick, value: Callable[[Statistics], float], better: int
+) -> Column:
+    """Another number of the same statistics, two digits."""
+    return _statistic(title, pick, value, lambda s: formatted(".2f")(value(s)), better)
+
+
+def interval(pick: Pick, digits: int) -> Column:
+    """95 % intervals of means."""
+    return _statistic(
+        "95 %", pick, lambda s: math.nan, lambda s: interval_text(s, digits), 0
+    )
+
+
+def interval_text(found: Statistics, digits: int) -> str:
+    if math.isnan(found.low) or math.isnan(found.high):
+        return NOTHING
+    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _statistic(
+    title: str,
+    pick: Pick,
+    value: Callable[[Statistics], float],
+    text: Callable[[Statistics], str],
+    better: int,
+) -> Column:
+    def number(line: Line) -> float:
+        found = pick(line)
+        return math.nan if found is None else value(found)
+
+    def cell(line: Line) -> str:
+        found = pick(line)
+        return NOTHING if found is None else text(found)
+
+    return Column(title, number, cell, better)
+
+
+def best_cells(
+    lines: Sequence[Line], columns: Sequence[Column], before: int
+) -> tuple[tuple[int, int], ...]:
+    """(row, column) of the best number of each column; before: columns of words."""
+    best = []
+    for place, column in enumerate(columns, start=before):
+        values = np.array([column.value(line) for line in lines]) * column.better
+        if column.better and len(values) > 1 and not np.isnan(values).all():
+            winners = np.flatnonzero(values == np.nanmax(values))
+            best += [(int(row), place) for row in winners]
+    return tuple(best)
+
+
+def name_cell(line: Tuned) -> str:
+    """A method's label, marked where a setting was found at an end of what was tried."""
+    return f"{line.label} {EDGE}" if line.at_edge else line.label
+
+
+def edge_notes(lines: Iterable[Tuned]) -> tuple[str, ...]:
+    """What the mark means, in one note; none where nothing is marked."""
+    words = [
+        f"{line.label}, {name} = {setting_text(line.settings.get(name))}"
+        for line in lines
+        for name in line.at_edge
+    ]
+    if not words:
+        return ()
+    return (
+        f"{EDGE} Found at an end of what was tried, so that a value beyond it may be "
+        f"better: {'; '.join(dict.fromkeys(words))}.",
+    )
+
+
+def given_notes(methods: Iterable[MethodInfo]) -> tuple[str, ...]:
+    """What networks are given, where there are any."""
+    return (GIVEN_NOTE,) if any(m.kind == "learned" for m in methods) else ()
+
+
+def setting_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def markdown(table: Table) -> str:
-    def line(cells):
+    """A table with its title and notes."""
+
+    def line(cells: Iterable[str]) -> str:
         escaped = (html.escape(c, quote=False).replace("|", "\\|") for c in cells)
         return "| " + " | ".join(escaped) + " |"
 

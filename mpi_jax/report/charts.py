@@ -2,39 +2,66 @@
 
 import math
 import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpi_jax.report.cells import Run, _value
-from mpi_jax.report.tables import DPI, snr_name
+from mpi_jax.report.images import DPI
+from mpi_jax.report.read import Run
+from mpi_jax.report.tables import snr_name
+from mpi_jax.results import LogLine, Statistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = Callable[[LogLine], float | None]
 
 
-def training_figure(run: Run):
+def training_figure(run: Run) -> "Figure":
+    """Losses, adversary, validation and speed over the steps of a training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), dpi=DPI, layout="constrained", facecolor="white")
-    panels = (
+    panels: tuple[tuple[str, list[LogLine], dict[str, Curve]], ...] = (
         (
-            run.training,
             "Losses",
-            ("generator_loss", "mae", "bce", "dice"),
+            run.training,
+            {
+                "generator loss": lambda line: line.generator_loss,
+                "mae": lambda line: line.mae,
+                "bce": lambda line: line.bce,
+                "dice": lambda line: line.dice,
+            },
         ),
-        (run.training, "Adversary", ("adversarial", "discriminator_loss")),
-        (run.validation, "Validation PSNR [dB]", ("validation_psnr",)),
-        (run.training, "Images per second", ("images_per_second",)),
+        (
+            "Adversary",
+            run.training,
+            {
+                "adversarial": lambda line: line.adversarial,
+                "discriminator loss": lambda line: line.discriminator_loss,
+            },
+        ),
+        (
+            "Validation PSNR [dB]",
+            run.validation,
+            {"PSNR": lambda line: line.validation_psnr},
+        ),
+        (
+            "Images per second",
+            run.training,
+            {"images per second": lambda line: line.images_per_second},
+        ),
     )
-    for axes, (lines, title, keys) in zip(
-        figure.subplots(2, 2).flat, panels, strict=True
-    ):
-        for key in keys:
-            points = [(line["step"], line[key]) for line in lines if key in line]
+    losses, adversary, validation, speed = figure.subplots(2, 2).flat
+    every = (losses, adversary, validation, speed)
+    for axes, (title, lines, curves) in zip(every, panels, strict=True):
+        for label, curve in curves.items():
+            points = [(n.step, value) for n in lines if (value := curve(n)) is not None]
             if points:
                 marker = "." if len(points) < 40 else None
                 axes.plot(
-                    *zip(*points, strict=True),
-                    marker=marker,
-                    lw=1.3,
-                    label=key.replace("_", " "),
+                    *zip(*points, strict=True), marker=marker, lw=1.3, label=label
                 )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=9)
@@ -43,18 +70,16 @@ def training_figure(run: Run):
         axes.spines[["top", "right"]].set_visible(False)
         if not axes.lines:
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
-        elif len(keys) > 1:
+        elif len(curves) > 1:
             # Above the axes, beside the title: no curve can run under it.
             place = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "ncols": 4}
             axes.legend(fontsize=8, frameon=False, columnspacing=1, **place)
-        if keys[0] == "generator_loss":
-            axes.set_yscale("log", nonpositive="mask")
-        if keys[0] == "images_per_second":
-            axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    losses.set_yscale("log", nonpositive="mask")
+    speed.set_ylim(0, 1.08 * speed.get_ylim()[1])
     return figure
 
 
-def snr_figure(run: Run):
+def snr_figure(run: Run) -> "Figure":
     """PSNR against the SNR of the signal, with intervals; noise-free at the right."""
     from matplotlib.figure import Figure
 
@@ -70,16 +95,15 @@ def snr_figure(run: Run):
             (at[s], run.levels[s, method]) for s in levels if (s, method) in run.levels
         ]
         x = np.array([place for place, _ in lines])
-        mean, low, high = (
-            np.array([_value(line, "psnr", part) for _, line in lines])
-            for part in ("mean", "low", "high")
-        )
+        psnr = [line.psnr or Statistics(mean=math.nan) for _, line in lines]
+        mean = np.array([s.mean for s in psnr])
+        low, high = np.array([s.low for s in psnr]), np.array([s.high for s in psnr])
         axes.errorbar(
             # Side by side: intervals of several methods don't hide each other.
             x + 0.25 * (i - (len(methods) - 1) / 2),
             mean,
             yerr=[mean - low, high - mean],
-            label=textwrap.fill(str(lines[0][1].get("label", method)), 30),
+            label=textwrap.fill(lines[0][1].label, 30),
             color=f"C{i % 10}",
             marker="osD^v<>Pp*"[i % 10],
             markersize=4,

@@ -1,73 +1,94 @@
 """Paired comparisons of runs, and of seeds."""
 
 import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mpi_jax import bootstrap
-from mpi_jax.report.cells import Run, Table
+from mpi_jax.report.cells import NOTHING
+from mpi_jax.report.read import Run
+from mpi_jax.results import Network, Table, Values
 
 
-def _groups(run: Run) -> dict[str, tuple[dict, list[str]]]:
-    """Networks that differ by their seed only: group -> what they are, their methods."""
-    groups: dict[str, tuple[dict, list[str]]] = {}
-    for (method, family), line in run.rows.items():
-        about = line.get("about", {})
-        if family == "all" and "group" in about:
-            label = re.sub(r"(, (seed|run) \d+)+$", "", str(line["label"]))
-            groups.setdefault(about["group"], ({**about, "label": label}, []))
-            groups[about["group"]][1].append(method)
-    return groups
+@dataclass(frozen=True)
+class Group:
+    """Networks that differ by their seed only."""
+
+    label: str
+    given: str
+    network: Network  # of the first of them
+    methods: list[str] = field(default_factory=list)
 
 
-def _stack(run: Run, methods: list[str], metric: str) -> np.ndarray:
-    """Values [S, N] of runs on the main test signals."""
-    main = f"{float(run.values['main_snr_db']):g}"
-    return np.stack([run.values[f"{main}/{method}/{metric}"] for method in methods])
+def _groups(run: Run) -> list[Group]:
+    groups: dict[str, Group] = {}
+    for line in run.main:
+        if line.network is not None:
+            label = re.sub(r"(, (seed|run) \d+)+$", "", line.label)
+            fresh = Group(label, line.group, line.network)
+            groups.setdefault(line.network.group, fresh).methods.append(line.method)
+    return list(groups.values())
+
+
+def _stack(values: Values, group: Group, metric: str) -> np.ndarray:
+    """Values [S, N] of a group's runs on the main test signals."""
+    return np.stack([values.main(method, metric) for method in group.methods])
+
+
+def _difference(
+    values: Values, one: Group, other: Group, first: str, second: str
+) -> str:
+    """Mean of a metric of one less that of another metric of the other, in words."""
+    found = bootstrap.paired(_stack(values, one, first), _stack(values, other, second))
+    low, high = found["low"], found["high"]
+    told = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    digits = 2 if first == "psnr" else 4
+    numbers = (f"{found[k]:+.{digits}f}" for k in ("difference", "low", "high"))
+    return "{} [{}, {}] {}".format(*numbers, told)
+
+
+def _compared(one: Group, other: Group) -> tuple[str, str] | None:
+    """How a dual-task network and another differ, where it is in one thing alone; and
+    the metric of the other's masks.
+    """
+    a, b = one.network, other.network
+    if bool(a.rank) != bool(b.rank) or one is other:
+        return None
+    same_masks = (a.bce, a.dice) == (b.bce, b.dice)
+    same_adversary = a.adversarial == b.adversarial
+    if b.variant in ("matched", "single") and same_adversary:
+        return f"{one.label} against {other.label}", "dice_thresholded"
+    if b.variant == "dual" and same_masks and a.adversarial > 0 == b.adversarial:
+        return f"{one.label} against the same without adversary", "dice"
+    lighter = (a.bce, a.dice) < (b.bce, b.dice)
+    if b.variant == "dual" and same_adversary and lighter:
+        return f"{one.label} against {other.label}", "dice"
+    return None
 
 
 def claims(run: Run) -> list[Table]:
     """Does the second task help? Paired differences of the runs that are there."""
-    groups = _groups(run) if run.values else {}
-    rows = []
-
-    def cell(ones, others, first, second):
-        found = bootstrap.paired(_stack(run, ones, first), _stack(run, others, second))
-        low, high = found["low"], found["high"]
-        told = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-        digits = 2 if first == "psnr" else 4
-        numbers = (f"{found[k]:+.{digits}f}" for k in ("difference", "low", "high"))
-        return "{} [{}, {}] {}".format(*numbers, told)
-
-    def compare(words, ones, others, mask):
-        cells = [cell(ones, others, m, m) for m in ("psnr", "ssim")]
-        cells.append(cell(ones, others, "dice", mask))
-        rows.append((words, *cells, f"{len(ones)}, {len(others)}"))
-
-    for about, ones in groups.values():
-        if about["kind"] != "dual":
+    values = run.values
+    if values is None:
+        return []
+    groups, rows = _groups(run), []
+    for one in groups:
+        if one.network.variant != "dual":
             continue
-        own = about["label"]
-        for other, methods in groups.values():
-            if bool(other["physics"]) != bool(about["physics"]) or methods == ones:
-                continue
-            adversary = about["adversarial"], other["adversarial"]
-            masks = [(line["bce"], line["dice"]) for line in (about, other)]
-            if other["kind"] in ("matched", "single"):
-                if adversary[0] == adversary[1]:
-                    words = f"{own} against {other['label']}"
-                    compare(words, ones, methods, "dice_thresholded")
-            elif other["kind"] == "dual" and masks[0] == masks[1]:
-                if adversary[0] > 0 == adversary[1]:
-                    words = f"{own} against the same without adversary"
-                    compare(words, ones, methods, "dice")
-            elif other["kind"] == "dual" and adversary[0] == adversary[1]:
-                if masks[0] < masks[1]:
-                    words = f"{own} against {other['label']}"
-                    compare(words, ones, methods, "dice")
-        dice = cell(ones, ones, "dice", "dice_thresholded")
-        words = f"{own}: its mask against its own thresholded image"
-        rows.append((words, "–", "–", dice, f"{len(ones)}"))
+        for other in groups:
+            if compared := _compared(one, other):
+                words, mask = compared
+                cells = [
+                    _difference(values, one, other, first, second)
+                    for first, second in (("psnr",) * 2, ("ssim",) * 2, ("dice", mask))
+                ]
+                count = f"{len(one.methods)}, {len(other.methods)}"
+                rows.append((words, one.given, *cells, count))
+        dice = _difference(values, one, one, "dice", "dice_thresholded")
+        words = f"{one.label}: its mask against its own thresholded image"
+        count = f"{len(one.methods)}"
+        rows.append((words, one.given, NOTHING, NOTHING, dice, count))
     if not rows:
         return []
     notes = (
@@ -78,18 +99,24 @@ def claims(run: Run) -> list[Table]:
         "has one task and the parameters and arithmetic of the dual-task one. Dice is of "
         "the predicted mask, and of the thresholded image where a network predicts none.",
     )
-    columns = ("Compared", "PSNR [dB]", "SSIM", "Dice", "seeds")
-    return [Table("Do the two tasks promote each other?", columns, rows, notes)]
+    return [
+        Table(
+            title="Do the two tasks promote each other?",
+            columns=("Compared", "Given", "PSNR [dB]", "SSIM", "Dice", "seeds"),
+            rows=tuple(rows),
+            notes=notes,
+        )
+    ]
 
 
 def seeds(run: Run) -> list[Table]:
     """Networks of several seeds: means with intervals over images and seeds."""
     rows = []
-    for about, methods in (_groups(run) if run.values else {}).values():
-        if len(methods) > 1:
-            cells = [about["label"], str(len(methods))]
+    for group in _groups(run) if run.values else []:
+        if run.values and len(group.methods) > 1:
+            cells = [group.label, group.given, str(len(group.methods))]
             for metric in ("psnr", "ssim", "dice"):
-                values = _stack(run, methods, metric)
+                values = _stack(run.values, group, metric)
                 low, high = bootstrap.interval(values)
                 each = values.mean(axis=1, dtype=float)
                 digits = 2 if metric == "psnr" else 4
@@ -100,6 +127,13 @@ def seeds(run: Run) -> list[Table]:
             rows.append(tuple(cells))
     if not rows:
         return []
-    columns = ("Method", "seeds", "PSNR [dB]", "95 %", "SSIM", "95 %", "Dice", "95 %")
+    numbers = ("PSNR [dB]", "95 %", "SSIM", "95 %", "Dice", "95 %")
     note = "Mean ± standard deviation over seeds; intervals over images and seeds."
-    return [Table("Several seeds", columns, rows, (note,))]
+    return [
+        Table(
+            title="Several seeds",
+            columns=("Method", "Given", "seeds", *numbers),
+            rows=tuple(rows),
+            notes=(note,),
+        )
+    ]

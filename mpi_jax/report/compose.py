@@ -12,19 +12,18 @@
 Reads files and nothing else: no JAX, so a report costs no device and no compilation,
 and a run still under way can be looked at. Whatever is missing is named on the page.
 Lengths are in millimetres on the page and in metres in the files.
-
 """
 
-import json
 from pathlib import Path
 
-from mpi_jax._files import replace
+from mpi_jax._files import write_atomically
 from mpi_jax.report.cells import markdown
 from mpi_jax.report.charts import snr_figure, training_figure
-from mpi_jax.report.images import _file, example_figure, samples_figure
-from mpi_jax.report.page import _page
+from mpi_jax.report.images import encoded, example_figure, samples_figure
+from mpi_jax.report.page import page_of
 from mpi_jax.report.read import read
-from mpi_jax.report.tables import _tables
+from mpi_jax.report.tables import tables_of
+from mpi_jax.results import Tables
 
 
 def write(workdir: Path) -> Path:
@@ -37,29 +36,24 @@ def write(workdir: Path) -> Path:
     run = read(workdir)
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
-    tables = _tables(run) if run.rows else []
+    tables = tables_of(run) if run.lines else []
     figures = {}
-    if run.arrays:
-        figure = example_figure(run.arrays)
-        figures["figure2.png"] = _file(figure)
-        figures["figure2.pdf"] = _file(figure, "pdf")
+    if run.examples:
+        figure = example_figure(run.examples, run.main)
+        figures["figure2.png"] = encoded(figure)
+        figures["figure2.pdf"] = encoded(figure, "pdf")
     if len({snr for snr, _ in run.levels}) > 1:
-        figures["snr.png"] = _file(snr_figure(run))
+        figures["snr.png"] = encoded(snr_figure(run))
     if run.training or run.validation:
-        figures["training.png"] = _file(training_figure(run))
-    if run.samples and not run.arrays:
-        figures["samples.png"] = _file(samples_figure(run.samples))
+        figures["training.png"] = encoded(training_figure(run))
+    if run.samples and not run.examples:
+        figures["samples.png"] = encoded(samples_figure(run.samples))
     if tables:
         text = "\n\n".join(markdown(table) for table in tables)
-        replace(folder / "table.md", f"{text}\n".encode())
-        found = {
-            t.title: {"columns": t.columns, "rows": t.rows, "notes": t.notes}
-            for t in tables
-        }
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        replace(folder / "table.json", f"{text}\n".encode())
+        write_atomically(folder / "table.md", f"{text}\n")
+        Tables(tables=tuple(tables)).write(folder / "table.json")
     for name, content in figures.items():
-        replace(folder / name, content)
+        write_atomically(folder / name, content)
     page = folder / "report.html"
-    replace(page, _page(run, tables, figures).encode())
+    write_atomically(page, page_of(run, tables, figures))
     return page

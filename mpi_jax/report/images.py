@@ -3,12 +3,23 @@
 import io
 import math
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpi_jax._files import replace
-from mpi_jax.report.tables import DPI, MASK_COLOUR, TRUTH_COLOUR
+from mpi_jax._files import write_atomically
+from mpi_jax.results import Examples, MethodInfo, Samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+TRUTH_COLOUR, MASK_COLOUR = "#35c3ff", "#ff9d2e"  # blue, orange: for colour-blind eyes
+DPI = 160
+Box = tuple[float, float, float, float]  # left, top, width, height [inch]
 
 
 def save_images(
@@ -40,7 +51,7 @@ def save_images(
     width, gap, top = 1.8, 0.1, 0.1 if titles is None else 0.32
     height = width * aspect(images, pixel)
     bar = columns * (width + gap)
-    figure, canvas = _canvas(gap + bar + 0.75, gap + rows * (height + top))
+    figure, canvas = new_canvas(gap + bar + 0.75, gap + rows * (height + top))
     scale = {"vmin": min(0.0, images.min()), "vmax": images.max() or 1.0}
     for i, image in enumerate(images):
         x = gap + i % columns * (width + gap)
@@ -51,7 +62,7 @@ def save_images(
         if pixel_size_mm is not None:
             scale_bar(canvas, (x, y, width, height), pixel[0] * image.shape[1])
     colour_bar(figure, picture, (gap + bar, top, 0.12, height), "")
-    replace(Path(path), _file(figure))
+    write_atomically(Path(path), encoded(figure))
 
 
 def save_l_curve(
@@ -83,7 +94,7 @@ def save_l_curve(
     shown = np.linspace(0, len(lams) - 1, min(6, len(lams))).round().astype(int)
     shown[np.abs(shown - index).argmin()] = index
     figure = Figure(figsize=(9, 3.6), dpi=DPI, layout="constrained", facecolor="white")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))[0]
     curve = left.subplots()
     curve.loglog(residual, solution, ".-", color="0.5", lw=0.8)
     curve.loglog(residual[shown], solution[shown], "o", color="0.25", ms=4)
@@ -104,7 +115,7 @@ def save_l_curve(
         axes.imshow(images[n], cmap="gray", vmin=0, vmax=images[n].max() or 1.0)
         colour = MASK_COLOUR if n == index else "black"
         axes.set_title(f"λ = {lams[n]:.0e}", fontsize=9, color=colour)
-    replace(Path(path), _file(figure))
+    write_atomically(Path(path), encoded(figure))
 
 
 # --- figures -------------------------------------------------------------------------
@@ -112,7 +123,8 @@ def save_l_curve(
 # axes for each of a hundred panels.
 
 
-def _canvas(width: float, height: float):
+def new_canvas(width: float, height: float) -> "tuple[Figure, Axes]":
+    """A figure of one canvas [inch], y downward, without axes."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -122,7 +134,8 @@ def _canvas(width: float, height: float):
     return figure, canvas
 
 
-def panel(canvas, image, box, **scale):
+def panel(canvas: "Axes", image: np.ndarray, box: Box, **scale: Any) -> "AxesImage":
+    """An image in a box of the canvas."""
     x, y, width, height = box
     return canvas.imshow(
         image,
@@ -133,7 +146,8 @@ def panel(canvas, image, box, **scale):
     )
 
 
-def outline(canvas, mask, box, colour) -> None:
+def outline(canvas: "Axes", mask: np.ndarray, box: Box, colour: str) -> None:
+    """The outline of a mask over an image."""
     x, y, width, height = box
     ny, nx = mask.shape
     if not mask.any():
@@ -145,7 +159,8 @@ def outline(canvas, mask, box, colour) -> None:
     canvas.contour(xs, ys, padded, levels=[0.5], colors=colour, linewidths=0.9)
 
 
-def scale_bar(canvas, box, width_mm: float) -> None:
+def scale_bar(canvas: "Axes", box: Box, width_mm: float) -> None:
+    """A bar of a round length in an image that is so wide."""
     x, y, width, height = box
     power = 10.0 ** math.floor(math.log10(0.4 * width_mm))
     length = max(n * power for n in (1, 2, 5) if n * power <= 0.4 * width_mm)
@@ -154,14 +169,22 @@ def scale_bar(canvas, box, width_mm: float) -> None:
     write_on(canvas, x + 0.06 * width, base - 0.05, f"{length:g} mm", va="bottom")
 
 
-def write_on(canvas, x: float, y: float, text: str, va: str = "top") -> None:
+def write_on(canvas: "Axes", x: float, y: float, text: str, va: str = "top") -> None:
+    """White words with a rim, on top of an image."""
     from matplotlib.patheffects import withStroke  # readable on bright pixels as well
 
     rim = [withStroke(linewidth=1.8, foreground="black")]
     canvas.text(x, y, text, color="white", fontsize=8, va=va, path_effects=rim)
 
 
-def colour_bar(figure, picture, box, label: str, extend: str = "neither") -> None:
+def colour_bar(
+    figure: "Figure",
+    picture: "AxesImage",
+    box: Box,
+    label: str,
+    extend: str = "neither",
+) -> None:
+    """The colours of a picture in a box of the canvas."""
     total_width, total_height = figure.get_size_inches()
     x, y, width, height = box
     place = (
@@ -175,56 +198,64 @@ def colour_bar(figure, picture, box, label: str, extend: str = "neither") -> Non
     bar.ax.tick_params(labelsize=8)
 
 
-def aspect(images: np.ndarray, pixel) -> float:
+def aspect(images: np.ndarray, pixel: np.ndarray | tuple[float, float]) -> float:
     """Height over width of a panel; pixel is (x, y)."""
     return images.shape[-2] * pixel[1] / (images.shape[-1] * pixel[0])
 
 
-def example_figure(arrays: dict[str, np.ndarray]):
-    """Truth and methods by family: each image with its masks, and its error."""
-    truth, mask = arrays["truth"], arrays["mask"]
-    names = [str(family) for family in arrays["family"]]
-    examples = [names.index(family) for family in dict.fromkeys(names)]
-    methods = [str(method) for method in arrays["methods"]]
-    errors = {m: np.abs(arrays[f"image_{m}"] - truth) for m in methods}
-    shown = [errors[m][e] for m in methods for e in examples]
+def example_figure(examples: Examples, methods: Iterable[MethodInfo] = ()) -> "Figure":
+    """Truth and methods by family: each image with its masks, and its error.
+
+    methods: gives the order, and networks the words for what they are given.
+    """
+    truth, mask = examples.truth, examples.mask
+    names = list(examples.family)
+    rows = [names.index(family) for family in dict.fromkeys(names)]
+    given = {m.method: m.group for m in methods if m.kind == "learned"}
+    order = [m.method for m in methods if m.method in examples.labels]
+    order += [m for m in examples.labels if m not in order]
+    errors = {m: np.abs(examples.images[m] - truth) for m in order}
+    shown = [errors[m][e] for m in order for e in rows]
     # Round and a little below the largest: one hot pixel must not dim all the others.
     top = math.ceil(10 * np.percentile(shown, 99.5)) / 10 if shown else 0
     grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
     heat = {"cmap": "magma", "vmin": 0, "vmax": max(top, 0.1)}
 
     # Few methods are columns, errors below the images; many are rows, errors beside.
-    tall = len(methods) > 7
+    tall = len(order) > 7
     size, gap = (0.74 if tall else 1.05), 0.04
-    left, head = (1.4, 0.5) if tall else (0.32, 0.72)
-    height = size * aspect(truth, arrays["pixel_size"].astype(float))
+    left, head = (1.4, 0.5) if tall else (0.32, 0.86)
+    height = size * aspect(truth, examples.pixel_size)
     if tall:
         across, down = 2 * size + gap + 0.12, height + gap
-        shape = len(examples), 1 + len(methods)
+        shape = len(rows), 1 + len(order)
     else:
         across, down = size + gap, 2 * height + gap + 0.12
-        shape = 1 + len(methods), len(examples)
+        shape = 1 + len(order), len(rows)
 
-    def places(method: int, example: int):
+    def places(method: int, example: int) -> tuple[Box, Box]:
         """Boxes of an image and its error."""
         column, row = (example, method) if tall else (method, example)
         x, y = left + column * across, head + row * down
-        other = (x + size + gap, y) if tall else (x, y + height + gap)
-        return (x, y, size, height), (*other, size, height)
+        right, below = (size + gap, 0.0) if tall else (0.0, height + gap)
+        return (x, y, size, height), (x + right, y + below, size, height)
 
     bar = left + shape[0] * across + 0.06
-    figure, canvas = _canvas(bar + 0.72, head + shape[1] * down)
-    for m, label in enumerate(["Ground truth", *map(str, arrays["labels"])]):
+    figure, canvas = new_canvas(bar + 0.72, head + shape[1] * down)
+    labels = [(examples.labels[m], given.get(m)) for m in order]
+    style: dict[str, Any]
+    for m, (label, words) in enumerate([("Ground truth", None), *labels]):
         (x, y, _, _), _ = places(m, 0)
+        more = f"\n({words})" if words else ""
         if tall:
-            text = textwrap.fill(label, 20, break_long_words=False)
+            text = textwrap.fill(label, 20, break_long_words=False) + more
             style = {"ha": "right", "va": "center", "fontsize": 8}
             canvas.text(left - 0.08, y + height / 2, text, **style)
         else:
-            text = textwrap.fill(label, 15, break_long_words=False)
+            text = textwrap.fill(label, 15, break_long_words=False) + more
             style = {"ha": "center", "va": "bottom", "fontsize": 8.5}
             canvas.text(x + size / 2, head - 0.07, text, **style)
-    for row, e in enumerate(examples):
+    for row, e in enumerate(rows):
         (x, y, _, _), _ = places(0, row)
         style = {"ha": "center", "fontsize": 9.5}
         if tall:
@@ -237,22 +268,22 @@ def example_figure(arrays: dict[str, np.ndarray]):
     canvas.text(left + 0.56, 0.06, "true mask", color="#0077b6", **style)
     canvas.text(left + 1.3, 0.06, "mask of the method", color="#c05a00", **style)
     error_picture = None
-    for row, e in enumerate(examples):
+    for row, e in enumerate(rows):
         box, other = places(0, row)
         picture = panel(canvas, truth[e], box, **grey)
         outline(canvas, mask[e], box, TRUTH_COLOUR)
         panel(canvas, mask[e], other, **grey)
         write_on(canvas, other[0] + 0.05, other[1] + 0.05, "mask")
-        for m, method in enumerate(methods, start=1):
+        for m, method in enumerate(order, start=1):
             box, other = places(m, row)
-            panel(canvas, arrays[f"image_{method}"][e], box, **grey)
+            panel(canvas, examples.images[method][e], box, **grey)
             outline(canvas, mask[e], box, TRUTH_COLOUR)
-            outline(canvas, arrays[f"mask_{method}"][e], box, MASK_COLOUR)
+            outline(canvas, examples.masks[method][e], box, MASK_COLOUR)
             error = errors[method][e]
             error_picture = panel(canvas, error, other, **heat)
             psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
             write_on(canvas, other[0] + 0.05, other[1] + 0.05, f"{psnr:.1f} dB")
-    width_mm = 1e3 * float(arrays["pixel_size"][0]) * truth.shape[-1]
+    width_mm = 1e3 * examples.pixel_size[0] * truth.shape[-1]
     scale_bar(canvas, (left, head, size, height), width_mm)
     long = (2 * height if tall else height) - 0.1
     colour_bar(figure, picture, (bar, head + 0.05, 0.13, long), "image")
@@ -262,35 +293,34 @@ def example_figure(arrays: dict[str, np.ndarray]):
     return figure
 
 
-def samples_figure(samples: list[dict[str, np.ndarray]]):
+def samples_figure(samples: list[Samples]) -> "Figure":
     """Rows: validation images. Columns: the truth, then what the network made of them."""
     newest = samples[-1]
     size, gap, left, head = 1.05, 0.04, 0.32, 0.3
-    height = size * aspect(newest["truth"], (1, 1))
+    height = size * aspect(newest.truth, (1.0, 1.0))
     width = left + (1 + len(samples)) * (size + gap)
-    figure, canvas = _canvas(width, head + len(newest["truth"]) * (height + gap))
-    columns = [("Ground truth", "truth", "true_mask", newest)]
-    columns += [(f"step {int(s['step']):,}", "image", "mask", s) for s in samples]
-    for column, (title, image, mask, found) in enumerate(columns):
+    figure, canvas = new_canvas(width, head + len(newest.truth) * (height + gap))
+    columns = [("Ground truth", newest.truth, newest.true_mask, TRUTH_COLOUR)]
+    columns += [(f"step {s.step:,}", s.image, s.mask, MASK_COLOUR) for s in samples]
+    for column, (title, images, masks, colour) in enumerate(columns):
         x = left + column * (size + gap)
         canvas.text(x + size / 2, head - 0.07, title, ha="center", fontsize=8.5)
-        for row, family in enumerate(found["family"]):
+        for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
             box = (x, head + row * (height + gap), size, height)
-            middle = box[1] + height / 2
-            if not column:
-                style = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9}
-                canvas.text(left / 2, middle, str(family), **style)
-            panel(canvas, found[image][row], box, cmap="gray", vmin=0, vmax=1)
-            outline(
-                canvas, found[mask][row], box, MASK_COLOUR if column else TRUTH_COLOUR
-            )
+            panel(canvas, image, box, cmap="gray", vmin=0, vmax=1)
+            outline(canvas, mask, box, colour)
+    for row, family in enumerate(newest.family):
+        middle = head + row * (height + gap) + height / 2
+        place: dict[str, Any] = {"ha": "center", "va": "center"}
+        canvas.text(left / 2, middle, str(family), rotation=90, fontsize=9, **place)
     return figure
 
 
 # --- files ---------------------------------------------------------------------------
 
 
-def _file(figure, kind: str = "png") -> bytes:
+def encoded(figure: "Figure", kind: str = "png") -> bytes:
+    """A figure as the bytes of a file."""
     buffer = io.BytesIO()
     # Without a date a PDF is the same every time.
     about = {"CreationDate": None} if kind == "pdf" else None

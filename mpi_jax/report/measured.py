@@ -1,37 +1,43 @@
 """Figure 3 and its table."""
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpi_jax._files import replace
-from mpi_jax.report.cells import Table, markdown
+from mpi_jax._files import write_atomically
+from mpi_jax.report.cells import edge_notes, given_notes, markdown, name_cell
 from mpi_jax.report.images import (
-    _canvas,
-    _file,
+    MASK_COLOUR,
+    TRUTH_COLOUR,
     aspect,
     colour_bar,
+    encoded,
+    new_canvas,
     outline,
     panel,
     scale_bar,
     write_on,
 )
-from mpi_jax.report.read import read_lines
-from mpi_jax.report.tables import MASK_COLOUR, TRUTH_COLOUR
+from mpi_jax.results import Figure3Images, Figure3Line, Table, in_groups, read_lines
 
-# Column of Figure 3's table, key of its metrics.jsonl, format.
-_MEASURED_COLUMNS = (
-    ("nRMSE", "nrmse", ".3f"),
-    ("PSNR [dB]", "psnr", ".2f"),
-    ("factor", "factor", ".3f"),
-    ("nRMSE scaled", "scaled_nrmse", ".3f"),
-    ("PSNR scaled [dB]", "scaled_psnr", ".2f"),
-    ("correlation", "correlation", ".3f"),
-    ("Dice at half maximum", "dice", ".3f"),
-    ("Dice of the mask", "mask_dice", ".3f"),
-    ("iron [umol]", "iron", ".3g"),
-    ("residual", "residual", ".3f"),
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Column of Figure 3's table, what is in it, format.
+_COLUMNS: tuple[tuple[str, Callable[[Figure3Line], float], str], ...] = (
+    ("nRMSE", lambda line: line.nrmse, ".3f"),
+    ("PSNR [dB]", lambda line: line.psnr, ".2f"),
+    ("factor", lambda line: line.factor, ".3f"),
+    ("nRMSE scaled", lambda line: line.scaled_nrmse, ".3f"),
+    ("PSNR scaled [dB]", lambda line: line.scaled_psnr, ".2f"),
+    ("correlation", lambda line: line.correlation, ".3f"),
+    ("Dice at half maximum", lambda line: line.dice, ".3f"),
+    ("Dice of the mask", lambda line: line.mask_dice, ".3f"),
+    ("iron [umol]", lambda line: line.iron, ".3g"),
+    ("residual", lambda line: line.residual, ".3f"),
 )
 
 
@@ -42,16 +48,17 @@ def write_measured(folder: Path) -> Path:
     Raises ValueError where these cannot be read.
     """
     folder = Path(folder)
-    lines = read_lines(folder, "metrics.jsonl", [])
-    if not lines or not (folder / "arrays.npz").is_file():
+    paths = folder / "metrics.jsonl", folder / "arrays.npz"
+    if not all(path.is_file() for path in paths):
         raise ValueError(
             f"{folder}: expected arrays.npz and metrics.jsonl of figure3, found none"
         )
-    with np.load(folder / "arrays.npz", allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    figure = _measured_figure(arrays, lines)
-    replace(folder / "figure3.png", _file(figure, "png"))
-    replace(folder / "figure3.pdf", _file(figure, "pdf"))
+    lines = in_groups(read_lines(Figure3Line, paths[0]))
+    figure = _figure(Figure3Images.read(paths[1]), lines)
+    write_atomically(folder / "figure3.png", encoded(figure, "png"))
+    write_atomically(folder / "figure3.pdf", encoded(figure, "pdf"))
+    phantoms = list(dict.fromkeys(line.phantom for line in lines))
+    lines.sort(key=lambda line: phantoms.index(line.phantom))
     notes = (
         "Concentrations in mmol/L against the nominal phantom in the plane, no registration. "
         "A plane takes the tracer above and below it for its own, so that images are too "
@@ -59,54 +66,59 @@ def write_measured(folder: Path) -> Path:
         "residual: of the signal, relative.",
         "Iron of the truth in the plane: "
         + ", ".join(
-            f"{line['phantom']} {line['true_iron']:.3g} umol"
-            for line in {line["phantom"]: line for line in lines}.values()
+            f"{line.phantom} {line.true_iron:.3g} umol"
+            for line in {line.phantom: line for line in lines}.values()
         )
         + ".",
+        *edge_notes(lines),
+        *given_notes(lines),
     )
-    rows = [
+    rows = tuple(
         (
-            str(line["phantom"]),
-            str(line["method"]),
-            *(format(line[key], spec) for _, key, spec in _MEASURED_COLUMNS),
+            line.phantom,
+            name_cell(line),
+            line.group,
+            *(format(number(line), form) for _, number, form in _COLUMNS),
         )
         for line in lines
-    ]
-    columns = ("Phantom", "Method", *(column[0] for column in _MEASURED_COLUMNS))
-    table = Table("Measured phantoms", columns, rows, notes)
-    replace(folder / "table.md", f"{markdown(table)}\n".encode())
+    )
+    columns = ("Phantom", "Method", "Given", *(column[0] for column in _COLUMNS))
+    table = Table(title="Measured phantoms", columns=columns, rows=rows, notes=notes)
+    write_atomically(folder / "table.md", f"{markdown(table)}\n")
     return folder / "table.md"
 
 
-def _measured_figure(arrays: dict[str, np.ndarray], lines: list[dict]):
+def _figure(found: Figure3Images, lines: list[Figure3Line]) -> "Figure":
     """Columns: truth, then methods. Two rows a phantom: scaled image with masks, error."""
-    truth, phantoms = arrays["truth"], [str(name) for name in arrays["phantoms"]]
-    labels = [str(label) for label in arrays["labels"]]
-    pixel = arrays["pixel_size"].astype(float)
-    numbers = {(line["phantom"], line["method"]): line for line in lines}
+    truth, phantoms, pixel = found.truth, found.phantoms, found.pixel_size
+    methods = list({line.method: line for line in lines}.values())
+    numbers = {(line.phantom, line.method): line for line in lines}
     images = np.stack(
         [
             [
-                image * numbers[phantom, label]["factor"]
-                for image, phantom in zip(arrays[f"image_{n}"], phantoms, strict=True)
+                image * numbers[phantom, m.method].factor
+                for image, phantom in zip(found.images[m.method], phantoms, strict=True)
             ]
-            for n, label in enumerate(labels)
+            for m in methods
         ]
     )
     errors, top = np.abs(images - truth[None]), truth.max()
     grey = {"cmap": "gray", "vmin": 0, "vmax": top}
     heat = {"cmap": "magma", "vmin": 0, "vmax": top}
 
-    size, gap, left, head = 1.3, 0.05, 0.32, 0.74
+    size, gap, left, head = 1.3, 0.05, 0.32, 0.86
     height = size * aspect(truth, pixel)
     step = 2 * height + gap + 0.14
-    bar = left + (1 + len(labels)) * (size + gap) + 0.06
-    figure, canvas = _canvas(bar + 0.8, head + len(phantoms) * step)
+    bar = left + (1 + len(methods)) * (size + gap) + 0.06
+    figure, canvas = new_canvas(bar + 0.8, head + len(phantoms) * step)
+    labels = [
+        f"{m.label} ({m.group})" if m.kind == "learned" else m.label for m in methods
+    ]
     for column, label in enumerate(["Ground truth", *labels]):
         x = left + column * (size + gap) + size / 2
         text = textwrap.fill(label, 18, break_long_words=False)
         canvas.text(x, head - 0.07, text, ha="center", va="bottom", fontsize=8.5)
-    style = {"fontsize": 8, "va": "top"}
+    style: dict[str, Any] = {"fontsize": 8, "va": "top"}
     canvas.text(left, 0.06, "Outlines:", **style)
     canvas.text(left + 0.56, 0.06, "truth at half maximum", color="#0077b6", **style)
     canvas.text(left + 1.95, 0.06, "mask of the method", color="#c05a00", **style)
@@ -120,16 +132,16 @@ def _measured_figure(arrays: dict[str, np.ndarray], lines: list[dict]):
         box = (left, y, size, height)
         picture = panel(canvas, truth[row], box, **grey)
         outline(canvas, mask, box, TRUTH_COLOUR)
-        for column, label in enumerate(labels):
+        for column, method in enumerate(methods):
             x = left + (column + 1) * (size + gap)
-            box, found = (x, y, size, height), numbers[phantom, label]
+            box, line = (x, y, size, height), numbers[phantom, method.method]
             panel(canvas, images[column, row], box, **grey)
             outline(canvas, mask, box, TRUTH_COLOUR)
-            outline(canvas, arrays[f"mask_{column}"][row], box, MASK_COLOUR)
-            write_on(canvas, x + 0.05, y + 0.05, f"× {found['factor']:.2g}")
+            outline(canvas, found.masks[method.method][row], box, MASK_COLOUR)
+            write_on(canvas, x + 0.05, y + 0.05, f"× {line.factor:.2g}")
             box = (x, below, size, height)
             error_picture = panel(canvas, errors[column, row], box, **heat)
-            text = f"nRMSE {found['scaled_nrmse']:.2f}"
+            text = f"nRMSE {line.scaled_nrmse:.2f}"
             write_on(canvas, x + 0.05, below + 0.05, text)
     scale_bar(canvas, (left, head, size, height), 1e3 * pixel[0] * truth.shape[-1])
     place = (bar, head + 0.05, 0.13, height - 0.1)

@@ -1,12 +1,15 @@
 """report.html: one file with all it shows."""
 
 import base64
+import dataclasses
 import html
 import json
 
 import numpy as np
 
-from mpi_jax.report.cells import TEXT_COLUMNS, Run, Table, _value
+from mpi_jax.report.cells import TEXT_COLUMNS
+from mpi_jax.report.read import Run
+from mpi_jax.results import Line, Table
 
 # --- page ----------------------------------------------------------------------------
 
@@ -38,6 +41,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
   white-space: normal; min-width: 8rem; max-width: 13rem; }
 tbody th { font-weight: 500; }
+tbody tr.apart > * { border-top: 2px solid var(--soft); }
 .text { text-align: left; white-space: normal; }
 td strong { color: var(--mark); }
 figure { margin: 0; }
@@ -55,7 +59,7 @@ CAPTIONS = {
     "figure2.png": (
         "Examples",
         "One test image of each family: the truth, and what each method makes of its "
-        "signal. With each image its absolute error and its PSNR at peak 1. One "
+        "signal; in brackets what a network is given. With each image its absolute error and its PSNR at peak 1. One "
         "colour scale for all images and one for all errors.",
     ),
     "snr.png": (
@@ -73,19 +77,9 @@ CAPTIONS = {
         "Losses as minimised, before weighting; PSNR on the validation images; speed.",
     ),
 }
-PROVENANCE = (
-    "name",
-    "seed",
-    "version",
-    "commit",
-    "python",
-    "jax",
-    "platform",
-    "device",
-)
 
 
-def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
+def page_of(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
     """The report as one HTML text: styles and figures inside, nothing loaded."""
     title = f"Magnetic particle imaging: run {run.name}"
     remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in run.remarks)
@@ -93,13 +87,12 @@ def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
         f"<li><b>{html.escape(value)}</b>{html.escape(name)}</li>"
         for value, name in _headlines(run)
     )
-    facts = [(key, run.config[key]) for key in PROVENANCE if key in run.config]
-    evaluated = [(f"evaluation: {key}", value) for key, value in run.info.items()]
     provenance = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{html.escape(_plain(value))}</dd>"
-        for key, value in facts + evaluated
+        f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+        for key, value in _provenance(run)
     )
-    settings = json.dumps(run.config.get("config", {}), indent=2, ensure_ascii=False)
+    config = run.info.config if run.info else {}
+    settings = json.dumps(config, indent=2, ensure_ascii=False)
     images = {
         name: _html_figure(run, name, data)
         for name, data in figures.items()
@@ -128,27 +121,37 @@ def _page(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
     )
 
 
+def _provenance(run: Run) -> list[tuple[str, str]]:
+    """What made the numbers, by name."""
+    facts: dict[str, object] = {}
+    if run.info:
+        names = ("name", "seed", "version", "commit", "python", "jax", "platform")
+        facts = {name: getattr(run.info, name) for name in (*names, "device")}
+    if run.measured:
+        measured = dataclasses.asdict(run.measured)
+        facts |= {f"evaluation: {name}": value for name, value in measured.items()}
+    return [(name, _plain(value)) for name, value in facts.items()]
+
+
 def _headlines(run: Run) -> list[tuple[str, str]]:
     cards = []
-    ranked = sorted(
-        (line for (_, family), line in run.rows.items() if family == "all"),
-        key=lambda line: np.nan_to_num(_value(line, "psnr", "mean"), nan=-np.inf),
-    )
-    if ranked:
-        best = ranked[-1]
-        label = str(best.get("label", best["method"]))
-        cards = [
-            (f"{_value(best, 'psnr', 'mean'):.2f} dB", f"best mean PSNR: {label}"),
-            (f"{_value(best, 'ssim', 'mean'):.3f}", "its SSIM"),
-            (f"{_value(best, 'dice', 'mean'):.3f}", "its Dice overlap"),
-            (str(run.info.get("num", best.get("num", "–"))), "test images"),
-        ]
+    if run.main:
+        best = max(run.main, key=_mean_psnr)
+        num = run.measured.num if run.measured else best.num
+        cards.append((f"{_mean_psnr(best):.2f} dB", f"best mean PSNR: {best.label}"))
+        for words, numbers in (("SSIM", best.ssim), ("Dice overlap", best.dice)):
+            if numbers:
+                cards.append((f"{numbers.mean:.3f}", f"its {words}"))
+        cards.append((str(num), "test images"))
     if run.training:
         last = run.training[-1]
-        cards.append(
-            (f"{last['step']:,}", f"training steps, {last['images']:,} images")
-        )
+        cards.append((f"{last.step:,}", f"training steps, {last.images:,} images"))
     return cards
+
+
+def _mean_psnr(line: Line) -> float:
+    """PSNR for a ranking; one that isn't known is the worst."""
+    return float(np.nan_to_num(line.psnr.mean, nan=-np.inf)) if line.psnr else -np.inf
 
 
 def _html_table(table: Table) -> str:
@@ -158,7 +161,8 @@ def _html_table(table: Table) -> str:
         f"{html.escape(c)}</th>"
         for c in table.columns
     )
-    body = []
+    body: list[str] = []
+    given = table.columns.index("Given") if "Given" in table.columns else None
     for i, (first, *rest) in enumerate(table.rows):
         cells = [f'<th scope="row">{html.escape(first)}</th>']
         for j, cell in enumerate(rest, start=1):
@@ -166,7 +170,10 @@ def _html_table(table: Table) -> str:
             text = f"<strong>{text}</strong>" if (i, j) in table.best else text
             kind = ' class="text"' if table.columns[j] in TEXT_COLUMNS else ""
             cells.append(f"<td{kind}>{text}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
+        # A line between groups of methods.
+        apart = given is not None and i and table.rows[i - 1][given] != rest[given - 1]
+        start = '<tr class="apart">' if apart else "<tr>"
+        body.append(f"{start}{''.join(cells)}</tr>")
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in table.notes)
     # The box scrolls, not the page; tabindex lets a keyboard scroll it too.
     return (
@@ -180,15 +187,16 @@ def _html_table(table: Table) -> str:
 def _html_figure(run: Run, name: str, content: bytes) -> str:
     title, caption = CAPTIONS[name]
     if name == "figure2.png":
-        labels = ", ".join(str(label) for label in run.arrays["labels"])
-        families = ", ".join(dict.fromkeys(str(f) for f in run.arrays["family"]))
-        alt = f"Grid of images. Columns: ground truth, {labels}. Rows: {families}."
+        labels = ", ".join(run.examples.labels.values()) if run.examples else ""
+        families = dict.fromkeys(run.examples.family if run.examples else ())
+        rows = ", ".join(families)
+        alt = f"Grid of images. Methods: ground truth, {labels}. Families: {rows}."
     elif name == "snr.png":
         alt = "Chart: mean PSNR of each method against the SNR of the test signals."
     elif name == "samples.png":
-        steps = ", ".join(f"step {sample['step']}" for sample in run.samples)
-        families = ", ".join(str(f) for f in run.samples[-1]["family"])
-        alt = f"Grid of images. Columns: ground truth, {steps}. Rows: {families}."
+        steps = ", ".join(f"step {sample.step}" for sample in run.samples)
+        rows = ", ".join(str(f) for f in run.samples[-1].family)
+        alt = f"Grid of images. Columns: ground truth, {steps}. Rows: {rows}."
     else:
         alt = "Four charts over training steps: losses, adversary, PSNR, images/s."
     data = base64.b64encode(content).decode()
@@ -200,5 +208,5 @@ def _html_figure(run: Run, name: str, content: bytes) -> str:
     )
 
 
-def _plain(value) -> str:
+def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +34,27 @@ Vector = Float[Array | np.ndarray, "*batch 3"] | Sequence[Scalar]
 Matrix = Float[Array | np.ndarray, "*batch 3 3"]
 
 
-def _static(**kwargs):
-    return dataclasses.field(metadata={"static": True}, **kwargs)
+Class = TypeVar("Class")
 
 
-def pytree(cls):
+def static(*, default=dataclasses.MISSING):
+    """A field that is no leaf: part of the tree's structure, so that jit sees it."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def pytree(cls: type[Class]) -> type[Class]:
     """A frozen dataclass as a pytree that is checked when built, not when rebuilt.
 
     JAX rebuilds pytrees around tracers, shapes and axis numbers, so that must not run
     __post_init__, as jax.tree_util.register_dataclass would.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
+    _register(cls)
+    return cls
+
+
+def _register(cls):
     fields = dataclasses.fields(cls)
     static = [f.name for f in fields if f.metadata.get("static")]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
@@ -59,7 +70,6 @@ def pytree(cls):
         return obj
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
 
 
 def array(values):

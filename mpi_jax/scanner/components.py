@@ -10,6 +10,7 @@ grad reach every physical parameter), counts and names are static.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -39,11 +40,11 @@ from mpi_jax.scanner._pytree import (
     Matrix,
     Scalar,
     Vector,
-    _static,
     count,
     not_negative,
     numbers,
     pytree,
+    static,
 )
 from mpi_jax.scanner.grid import Grid
 
@@ -78,7 +79,7 @@ class Tracer:
     iron_concentration: Scalar = 50.0
     diameter_spread: Scalar | None = None
     relaxation_time: Scalar | None = None
-    diameter_nodes: int = _static(default=16)
+    diameter_nodes: int = static(default=16)
 
     def __post_init__(self):
         for name, quantity in (
@@ -121,19 +122,6 @@ class Tracer:
         return iron / d / d / d
 
 
-_TRACER_SHAPES: dict[str, tuple[int, ...]] = dict.fromkeys(
-    (
-        "core_diameter",
-        "saturation_magnetisation",
-        "temperature",
-        "iron_concentration",
-        "diameter_spread",
-        "relaxation_time",
-    ),
-    (),
-)
-
-
 @pytree
 class DriveField:
     """Homogeneous periodic fields along x, y, z, locked to one base frequency.
@@ -155,11 +143,11 @@ class DriveField:
     """
 
     amplitude: Vector
-    divider: tuple[int, int, int] = _static()
+    divider: tuple[int, int, int] = static()
     phase: Vector = (0.0, 0.0, 0.0)
     base_frequency: Scalar = 2.5e6
-    oversampling: int = _static(default=1)
-    waveform: tuple[str, str, str] = _static(default=("sine",) * 3)
+    oversampling: int = static(default=1)
+    waveform: tuple[str, str, str] = static(default=("sine",) * 3)
 
     def __post_init__(self):
         numbers(self, "amplitude", (3,), FIELD)
@@ -297,9 +285,9 @@ class Receiver:
     """
 
     sensitivity: Float[Array | np.ndarray, "*batch_and_map"]
-    scaling: str = _static(default="moment")
+    scaling: str = static(default="moment")
     transfer_function: Complex[Array | np.ndarray, "*batch C K"] | None = None
-    oversample: int = _static(default=1)
+    oversample: int = static(default=1)
 
     def __post_init__(self):
         known = self.scaling in ("moment", "si")
@@ -389,21 +377,24 @@ class Scanner:
           ValueError: Tracer.core_diameter: expected a number, of one scanner (jax.vmap takes several), got shape (2,)
         """
         drive, coils, grid = self.drive_field, self.receiver, self.grid
-        for part, shapes in (
-            (self.tracer, _TRACER_SHAPES),
-            (drive, {"amplitude": (3,), "phase": (3,), "base_frequency": ()}),
-            (self.selection_field, {"gradient": (3, 3), "offset": (3,)}),
-            (grid, {"field_of_view": (3,), "centre": (3,)}),
-        ):
-            for name, expected in shapes.items():
-                value = getattr(part, name)
-                form = f"shape {expected}" if expected else "a number"
-                expect(
-                    value is None or np.shape(value) == expected,
-                    f"{type(part).__name__}.{name}",
-                    f"{form}, of one scanner (jax.vmap takes several)",
-                    f"shape {np.shape(value)}",
-                )
+        parts: list[tuple[object, str, tuple[int, ...]]] = [
+            (self.tracer, field.name, ())
+            for field in dataclasses.fields(self.tracer)
+            if not field.metadata.get("static")
+        ]
+        parts += [(drive, "amplitude", (3,)), (drive, "phase", (3,))]
+        parts += [(drive, "base_frequency", ()), (self.selection_field, "offset", (3,))]
+        parts += [(self.selection_field, "gradient", (3, 3))]
+        parts += [(grid, "field_of_view", (3,)), (grid, "centre", (3,))]
+        for part, name, shape in parts:
+            value = getattr(part, name)
+            expect(
+                value is None or np.shape(value) == shape,
+                f"{type(part).__name__}.{name}",
+                f"{f'shape {shape}' if shape else 'a number'}, of one scanner "
+                "(jax.vmap takes several)",
+                f"shape {np.shape(value)}",
+            )
         shape, transfer = np.shape(coils.sensitivity), coils.transfer_function
         expect(
             len(shape) == 2 or (len(shape) == 3 and shape[-1] == grid.size),
@@ -472,9 +463,9 @@ class CalibratedScanner:
     """
 
     grid: Grid
-    channels: int = _static()
-    samples: int = _static()
-    sampling_rate: float = _static()
+    channels: int = static()
+    samples: int = static()
+    sampling_rate: float = static()
 
     def frequencies(self) -> np.ndarray:
         """Frequency of each rfft bin [K] Hz."""

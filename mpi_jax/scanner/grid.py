@@ -17,7 +17,7 @@ from mpi_jax._checks import (
     expect,
     is_integer,
 )
-from mpi_jax.scanner._pytree import Vector, _static, numbers, pytree
+from mpi_jax.scanner._pytree import Vector, numbers, pytree, static
 
 
 @pytree
@@ -33,7 +33,7 @@ class Grid:
       (32, (8, 4, 1))
     """
 
-    shape: tuple[int, ...] = _static()
+    shape: tuple[int, ...] = static()
     field_of_view: Vector
     centre: Vector = (0.0, 0.0, 0.0)
 

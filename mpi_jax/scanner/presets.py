@@ -213,7 +213,9 @@ def circular_coil(
     DISTANCE.check("centre", centre)
     segments = check_count("segments", segments, 3)
     direction = np.asarray(axis, np.float64)
-    expect(direction.any(), "axis", "a direction, not all zero", direction)
+    expect(
+        bool(direction.any()), "axis", "a direction, not all zero", direction.tolist()
+    )
     normal = direction / np.linalg.norm(direction)
     across = np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))])
     across /= np.linalg.norm(across)

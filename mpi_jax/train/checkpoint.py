@@ -10,16 +10,20 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+State = TypeVar("State")
+
 
 @contextlib.contextmanager
-def manager(folder: Path):
+def manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
     """A CheckpointManager on a folder, closed at the end; saving errors are raised.
 
     The policy is explicit because the older options (max_to_keep with best_fn) delete
@@ -40,11 +44,17 @@ def manager(folder: Path):
         cleanup_tmp_directories=True,
     )
     with _disk_errors(folder):
-        with ocp.CheckpointManager(os.path.abspath(folder), options=options) as made:
-            yield made
+        with ocp.CheckpointManager(os.path.abspath(folder), options=options) as store:
+            yield store
 
 
-def save(manager, step: int, state: Any, config: dict, psnr: float) -> None:
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: chex.ArrayTree,
+    config: dict[str, Any],
+    psnr: float,
+) -> None:
     """Start writing a checkpoint; the state is copied first, the disk comes later."""
     state = jax.device_get(state)
     # Orbax finds a full disk in background threads, and each prints its own story.
@@ -59,17 +69,22 @@ def save(manager, step: int, state: Any, config: dict, psnr: float) -> None:
     manager.save(step, args=args, metrics={"psnr": float(psnr)}, force=True)
 
 
-def restore(manager, template: Any, step: int | None = None) -> tuple[int, Any]:
+def restore(
+    manager: ocp.CheckpointManager, template: State, step: int | None = None
+) -> tuple[int, State]:
     """(step, state) of a step, by default the newest; template: a state of that shape."""
     step = manager.latest_step() if step is None else step
     args = ocp.args.Composite(
         state=ocp.args.StandardRestore(jax.device_get(template)),
         config=ocp.args.JsonRestore(),
     )
-    return step, manager.restore(step, args=args).state
+    state = manager.restore(step, args=args).state
+    chex.assert_trees_all_equal_structs(template, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(template, state)
+    return step, state
 
 
-def finish(manager) -> None:
+def finish(manager: ocp.CheckpointManager) -> None:
     """Wait until everything saved is on disk, and raise what went wrong."""
     manager.wait_until_finished()
     manager.check_for_errors()

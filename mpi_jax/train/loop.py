@@ -17,7 +17,6 @@ import collections
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,8 +36,9 @@ from mpi_jax.runs import (
     write_samples,
 )
 from mpi_jax.train import checkpoint
-from mpi_jax.train.networks import check_signal, make_networks, predict
+from mpi_jax.train.networks import Weights, check_signal, make_networks, predict
 from mpi_jax.train.step import (
+    Batch,
     data_parallel,
     init_state,
     make_batch,
@@ -49,16 +49,17 @@ from mpi_jax.train.step import (
 
 
 def validate(
-    config: Config, forward: data.ForwardModel, generator: nn.Module, weights: Any
+    config: Config, forward: data.ForwardModel, generator: nn.Module, weights: Weights
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images; samples.
 
     Samples: truth, true_mask, image, mask [N, ny, nx] and family [N], its name, of the first six
     validation images (fewer where a batch is smaller), one of each family.
     """
-    size, found, samples = config.data.batch_size, [], {}
+    size, scores = config.data.batch_size, []
+    samples: dict[str, np.ndarray] = {}
     for start in range(0, config.validation_images, size):  # a size compiled already
-        made = data.draw(
+        drawn = data.draw(
             forward,
             "validation",
             start,
@@ -66,25 +67,25 @@ def validate(
             config.data.test_snr_db,
             families=config.data.families,
         )
-        out = predict(generator, weights, forward, made.voltage)
+        out = predict(generator, weights, forward, drawn.voltage)
         mask = out.reconstruction > 0.5
         if out.segmentation is not None:
             mask = out.segmentation > 0
-        found.append(
-            metrics.scores(out.reconstruction, made.image, mask, made.mask, 1.0)
+        scores.append(
+            metrics.scores(out.reconstruction, drawn.image, mask, drawn.mask, 1.0)
         )
         if not samples:
-            shown = jax.device_get((made, out.reconstruction, mask))
-            made, image, mask = jax.tree.map(lambda a: a[:_SAMPLES], shown)
+            shown = jax.device_get((drawn, out.reconstruction, mask))
+            truth, image, mask = jax.tree.map(lambda a: a[:_SAMPLES], shown)
             samples = {
-                "truth": made.image,
-                "true_mask": made.mask.astype(np.uint8),
+                "truth": truth.image,
+                "true_mask": truth.mask.astype(np.uint8),
                 "image": image,
                 "mask": mask.astype(np.uint8),
-                "family": made.family_names,
+                "family": truth.family_names,
             }
     means = {
-        f"validation_{name}": float(np.mean([np.mean(f[name]) for f in found]))
+        f"validation_{name}": float(np.mean([np.mean(score[name]) for score in scores]))
         for name in ("psnr", "ssim", "dice")
     }
     return means, samples
@@ -95,7 +96,7 @@ _SAMPLES = 6  # neighbouring phantoms are of different families
 
 def run(
     config: Config, workdir: Path, *, resume: bool = False, tell: Tell = silent
-) -> dict:
+) -> dict[str, float]:
     """Train a config in a work folder; returns the last validation metrics.
 
     resume: go on from the newest checkpoint (or from the start where there is none yet)
@@ -135,9 +136,9 @@ def run(
 
     def step(state, shard, keys, forward):
         start, shown = shard
-        own = jax.random.fold_in(keys[1], state.step)
+        key = jax.random.fold_in(keys[1], state.step)
         batch = make_batch(forward, data.observe(forward, shown, start, snr, keys[0]))
-        return train_step(state, batch, own, model=model, tx=tx, axis_name="data")
+        return train_step(state, batch, key, model=model, tx=tx, axis_name="data")
 
     compiled = data_parallel(step, replicated=1)
     settings = configs.to_dict(config)
@@ -148,7 +149,8 @@ def run(
         keep_lines(workdir / "metrics.jsonl", done)
         state, everywhere = replicate(state), replicate(forward)
         pending: collections.deque = collections.deque()
-        result, clock, since = {}, time.monotonic(), done
+        result: dict[str, float] = {}
+        clock, since = time.monotonic(), done
         best = best_psnr(workdir / "metrics.jsonl")
         with Log(workdir, config, done) as log:
             while done < config.steps:
@@ -185,7 +187,7 @@ def run(
     return result
 
 
-def _zeros(shapes: Any) -> Any:
+def _zeros(shapes: Batch) -> Batch:
     """Zeros of the given shapes and dtypes."""
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
@@ -195,9 +197,9 @@ def _drain(pending, workdir) -> dict[str, float]:
     steps, values = zip(*pending, strict=True)
     pending.clear()
     values = jax.device_get(list(values))
-    for number, found in zip(steps, values, strict=True):
-        if not found["finite"]:
-            bad = [k for k, v in found.items() if not np.isfinite(v)]
+    for number, line in zip(steps, values, strict=True):
+        if not line["finite"]:
+            bad = [k for k, v in line.items() if not np.isfinite(v)]
             raise FloatingPointError(
                 f"step {number}: {', '.join(bad) or 'a metric'} not finite; the last "
                 f"good checkpoint in {workdir / 'checkpoints'} is kept"

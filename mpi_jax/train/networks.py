@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,9 @@ from jaxtyping import Array, Float
 from mpi_jax import data
 from mpi_jax.configs import Config, LossConfig
 from mpi_jax.models import baselines, layers, variants
+
+# Parameters of a generator by name, and under "batch_stats" its statistics if it has any.
+Weights = Mapping[str, chex.ArrayTree]
 
 
 class Networks(NamedTuple):
@@ -48,20 +53,20 @@ def make_networks(config: Config, forward: data.ForwardModel | None = None) -> N
         )
     physics = config.physics
     generator = _network("generator", config)
-    wanted = generator.config
+    row = generator.config
     have, base = 0, bool(physics.rank and physics.iterations)
     if physics.rank:
         have = len(physics.lams) + base
-    if (wanted.features, wanted.base) != (have, base):
+    if (row.features, row.base) != (have, base):
         raise ValueError(
-            f"generator: {config.generator} takes {wanted.features} classical images, "
-            f"{'one' if wanted.base else 'none'} of them non-negative, but the physics "
+            f"generator: {config.generator} takes {row.features} classical images, "
+            f"{'one' if row.base else 'none'} of them non-negative, but the physics "
             f"settings make {have} (physics.rank {physics.rank}, {len(physics.lams)} "
             f"lams, {physics.iterations} iterations)"
         )
-    if wanted.image_size != config.scanner.pixels:
+    if row.image_size != config.scanner.pixels:
         raise ValueError(
-            f"generator: {config.generator} makes images of {wanted.image_size} pixels, "
+            f"generator: {config.generator} makes images of {row.image_size} pixels, "
             f"but scanner.pixels is {config.scanner.pixels}"
         )
     if not loss.adversarial:
@@ -81,7 +86,18 @@ def make_networks(config: Config, forward: data.ForwardModel | None = None) -> N
     return Networks(generator, critic, loss)
 
 
-def check_signal(generator: nn.Module, scanner: Any) -> None:
+@runtime_checkable
+class HasSignals(Protocol):
+    """A scanner as far as a network knows it, simulated or calibrated."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def samples(self) -> int: ...
+
+
+def check_signal(generator: nn.Module, scanner: HasSignals) -> None:
     """ValueError where a generator doesn't take the signals of a scanner."""
     size = generator.config.input_size
     if scanner.channels * scanner.samples != size:
@@ -100,7 +116,7 @@ def _network(kind: str, config: Config) -> nn.Module:
     for module, table in tables.items():
         if name not in table:
             continue
-        options = {"dtype": config.dtype}
+        options: dict[str, str | bool] = {"dtype": config.dtype}
         if module is variants:
             options["remat"] = config.remat
         elif config.remat:
@@ -119,7 +135,7 @@ def has_statistics(network: nn.Module) -> bool:
 @partial(jax.jit, static_argnames=("generator", "largest"))
 def predict(
     generator: nn.Module,
-    weights: Any,
+    weights: Weights,
     forward: data.ForwardModel,
     voltage: Float[Array, "B C V"],
     largest: float = 1.0,
@@ -132,5 +148,7 @@ def predict(
     params = dict(weights)
     variables = {"batch_stats": params.pop("batch_stats", {}), "params": params}
     out = generator.apply(variables, *data.inputs(forward, voltage))
+    if not isinstance(out, layers.Images):
+        raise ValueError(f"generator: expected one that makes Images, got {out}")
     image = data.refine(forward, voltage, out.reconstruction)
     return out._replace(reconstruction=jnp.clip(image, 0, largest))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import flax
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,20 +27,19 @@ class Batch(NamedTuple):
     mask: Float[Array, "B ny nx"]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """Everything a step changes.
 
     average: moving average of the generator, and under "batch_stats" of its batch
     statistics, where it has any. It is what `predict` takes and weights.safetensors holds.
     """
 
-    step: Any  # number of steps done
-    generator: Any
-    discriminator: Any
-    average: Any
-    generator_optimiser: Any
-    discriminator_optimiser: Any
+    step: chex.Array  # number of steps done
+    generator: chex.ArrayTree
+    discriminator: chex.ArrayTree
+    average: chex.ArrayTree
+    generator_optimiser: optax.OptState
+    discriminator_optimiser: optax.OptState
 
 
 class Optimisers(NamedTuple):
@@ -130,6 +129,9 @@ def train_step(
     gradient norm (the discriminator's of its last update), and `finite` (1 or 0).
     """
     loss = model.loss
+    _check_batch(batch)
+    # Whose scores depend on the batch gets true and made images apart.
+    separate = model.discriminator is not None and has_statistics(model.discriminator)
 
     def apply(network, params, *arguments):
         # Mutable: in training the statistics are those of the batch, and come back.
@@ -156,26 +158,25 @@ def train_step(
             total += loss.adversarial * terms["adversarial"]
         return total, (out.reconstruction, statistics, terms)
 
-    def critic_loss(params, made, own):
+    def critic_loss(params, reconstruction, key):
         if loss.kind == "wgangp":
             if axis_name is not None:
-                own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
-            alpha = jax.random.uniform(own, (len(made),))
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+            alpha = jax.random.uniform(key, (len(reconstruction),))
             return losses.discriminator_wgangp(
-                partial(critic, params), batch.image, made, alpha
+                partial(critic, params), batch.image, reconstruction, alpha
             )
-        if has_statistics(model.discriminator):
-            # True and made images in batches of their own, as the DCGAN has them.
+        if separate:  # as the DCGAN has them
             return losses.discriminator_bce(
-                critic(params, batch.image), critic(params, made)
+                critic(params, batch.image), critic(params, reconstruction)
             )
-        both = critic(params, jnp.concatenate([batch.image, made]))
+        both = critic(params, jnp.concatenate([batch.image, reconstruction]))
         return losses.discriminator_bce(*jnp.split(both, 2))
 
     def mean_of_devices(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    (total, (made, statistics, terms)), slope = jax.value_and_grad(
+    (total, (reconstruction, statistics, terms)), slope = jax.value_and_grad(
         generator_loss, has_aux=True
     )(state.generator)
     values, slope = mean_of_devices(({"generator_loss": total, **terms}, slope))
@@ -185,12 +186,12 @@ def train_step(
     )
     generator = optax.apply_updates(state.generator, updates)
 
-    def update_critic(carry, own):
+    def update_critic(carry, key):
         params, optimiser = carry
-        found = jax.value_and_grad(critic_loss)(
-            params, jax.lax.stop_gradient(made), own
+        value_and_slope = jax.value_and_grad(critic_loss)(
+            params, jax.lax.stop_gradient(reconstruction), key
         )
-        value, slope = mean_of_devices(found)
+        value, slope = mean_of_devices(value_and_slope)
         updates, optimiser = tx.discriminator.update(slope, optimiser, params)
         params = optax.apply_updates(params, updates)
         return (params, optimiser), (value, optax.tree.norm(slope))
@@ -210,7 +211,7 @@ def train_step(
     values["gradient_norm"] = norm
     total = sum(jnp.sum(v) for v in values.values())
     values["finite"] = jnp.isfinite(total).astype(jnp.float32)
-    state = TrainState(
+    after = TrainState(
         state.step + 1,
         generator,
         discriminator[0],
@@ -218,7 +219,16 @@ def train_step(
         generator_optimiser,
         discriminator[1],
     )
-    return state, values
+    # Another dtype or structure would compile the next step anew.
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    return after, values
+
+
+def _check_batch(batch: Batch) -> None:
+    """An image, a mask and a signal each; looked at while tracing, costs no run time."""
+    chex.assert_equal_shape([batch.image, batch.mask])
+    examples = batch.inputs.signal, batch.inputs.features, batch.inputs.base
+    chex.assert_tree_shape_prefix((batch.image, examples), (len(batch.image),))
 
 
 def data_parallel(step: Callable, replicated: int = 0) -> Callable:
@@ -238,12 +248,15 @@ def data_parallel(step: Callable, replicated: int = 0) -> Callable:
     )
 
 
-def replicate(tree: Any) -> Any:
+Tree = TypeVar("Tree")
+
+
+def replicate(tree: Tree) -> Tree:
     """The tree on every local device."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
     return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
 
 
-def make_batch(forward: data.ForwardModel, made: data.Examples) -> Batch:
+def make_batch(forward: data.ForwardModel, examples: data.Examples) -> Batch:
     """Examples as the networks take them."""
-    return Batch(data.inputs(forward, made.voltage), made.image, made.mask)
+    return Batch(data.inputs(forward, examples.voltage), examples.image, examples.mask)

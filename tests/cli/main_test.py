@@ -5,18 +5,17 @@ import os
 import re
 import resource
 import shutil
+import sys
 import time
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
-from mpi_jax import configs, pretrained, report, runs, train
-from mpi_jax.cli import arguments
-from mpi_jax.cli import train as cli_train
-from mpi_jax.cli.main import main
-from mpi_jax.evaluation import table
-from mpi_jax.methods import networks
+import mpi_jax
+from mpi_jax import pretrained, report, train
+from mpi_jax.cli.main import VERBS, main
 
 
 def bad(done, *words, code=2, quiet=True):
@@ -61,14 +60,15 @@ def test_compiled_programs_are_kept_for_the_next_time(home, command, tmp_path):
     words = ("simulate", "--config", "test", "--num", 2, "--out", out)
     done = command(*words, env=env)
     assert done.returncode == 0, done.stderr
-    kept = sorted(cache.glob("mpi_jax/jit_*"))
+    kept = sorted(cache.glob("mpi_jax/jaxlib-*/jit_*"))
     assert bool(kept) == (home == "writable")
     if kept:
         times = [file.stat().st_mtime_ns for file in kept]
         first = dict(np.load(out))
         done = command(*words, env=env)
         assert done.returncode == 0, done.stderr
-        assert sorted(cache.glob("mpi_jax/jit_*")) == kept
+        assert done.stderr == "build 0 of 1\nsimulate 2 of 2\n"
+        assert sorted(cache.glob("mpi_jax/jaxlib-*/jit_*")) == kept
         assert [file.stat().st_mtime_ns for file in kept] == times
         again = np.load(out)
         assert all(np.array_equal(first[k], again[k]) for k in first)
@@ -151,11 +151,12 @@ def test_simulate_and_reconstruct(trained, command, capsys, tmp_path):
         ("xspace_tensor", "--config", "test", "--iterations", "20", "--rho", "1e-3"),
         ("tikhonov", "--system-matrix", signals),
         ("nonnegative", "--run", trained),
-        ("transgan", "--run", trained),
+        (None, "--run", trained),
     ):
         out = tmp_path / f"{method}.npz"
-        words = ("--method", method, "--measurement", signals, *source, "--out", out)
-        if method == "transgan":
+        words = ("--measurement", signals, *source, "--out", out)
+        words += ("--method", method) if method else ()
+        if method is None:
             done = command("reconstruct", *words)
             assert done.returncode == 0, done.stderr
             said = done.stdout
@@ -164,7 +165,7 @@ def test_simulate_and_reconstruct(trained, command, capsys, tmp_path):
             said = capsys.readouterr().out
         with np.load(out) as file:
             found[method] = file["image"]
-            assert ("mask" in file.files) == (method == "transgan")
+            assert ("mask" in file.files) == (method is None)
         assert found[method].shape == (16, 32, 32)
         assert out.with_suffix(".png").stat().st_size > 1000
         assert "mean PSNR against the phantoms" in said
@@ -225,21 +226,30 @@ def test_unusable_measurements(files, capsys, tmp_path, name, words):
         ("train --config test --workdir {tmp}/w --colour red", "colour"),
         ("train --config test --workdir {tmp}/w --steps many", "many"),
         ("train --config test --workdir {tmp}/w --steps 0", "steps"),
-        ("simulate --config test --num 0 --out {tmp}/a.npz", "num >= 1"),
+        ("simulate --config test --num 0 --out {tmp}/a.npz", "--num: expected at least 1"),
+        ("simulate --config test --start -1 --out {tmp}/a.npz", "--start: expected"),
+        ("demo --num 0 --workdir {tmp}/w", "--num: expected at least 6"),
+        ("evaluate --num 0 --workdir {trained}", "--num: expected at least 6"),
+        ("generalise --num 0 --workdir {trained}", "--num: expected at least 6"),
+        ("generalise --suites shape --workdir {trained}", "did you mean shapes?"),
+        ("figure3 --phantoms shap --runs a --measurements b --out {tmp}/w", "did you mean shape?"),
         ("simulate --config test --split exam --out {tmp}/a.npz", "--split"),
         ("simulate --config test --out {tmp}/a.mat", "ends in .npz"),
         ("simulate --config test --out {tmp}/no/a.npz", "doesn't exist"),
         ("evaluate --workdir {tmp}", "no config.json"),
-        ("evaluate --workdir {trained} --methods magic", "expected some of xspace"),
+        ("evaluate --workdir {trained} --methods magic", "--methods: expected one of xspace"),
         ("evaluate --workdir {trained} --num 3", "num: expected at least 6"),
         ("report --workdir {tmp}/none", "none"),
         ("reconstruct --method magic --config test --measurement a --out b.npz", "magic"),
         ("reconstruct --method xspace --lam 1 --config test --measurement a --out b.npz", "--lam"),
-        ("reconstruct --method transgan --config test --measurement {files}/good.npz --out {tmp}/b.npz", "weights: expected a config that they ship for"),
+        ("reconstruct --config test --measurement {files}/good.npz --out {tmp}/b.npz", "weights: expected a config that they ship for"),
         ("reconstruct --method kaczmarz --measurement {files}/good.npz --out {tmp}/b.npz", "--system-matrix"),
         ("evaluate --shipped test --workdir {tmp}/w", "weights: expected a config that they ship for"),
-        ("reconstruct --method transgan --run {tmp} --measurement {files}/good.npz --out {tmp}/b.npz", "no weights file"),
-        ("fly", "invalid choice"),
+        ("reconstruct --run {tmp} --measurement {files}/good.npz --out {tmp}/b.npz", "no weights file"),
+        ("fly", "verb: expected one of demo, simulate"),
+        ("evalute --workdir {tmp}", "did you mean evaluate?"),
+        ("evaluate --workdir {trained} --methods kaczmarcz", "did you mean kaczmarz?"),
+        ("train --config smal --workdir {tmp}/w", "did you mean small?"),
         ("report", "--workdir"),
         ("simulate --config test --out a.npz --loud", "--loud"),
     ],
@@ -251,48 +261,56 @@ def test_bad_arguments(files, trained, capsys, tmp_path, arguments, words):
     assert not list(tmp_path.glob("w/*"))
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "demo",
-        "simulate",
-        "reconstruct",
-        "check",
-        "train",
-        "evaluate",
-        "generalise",
-        "report",
-    ],
-)
-def test_help(capsys, verb):
-    assert main([verb, "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "--workdir" in text or "--out" in text or "FILE" in text
-    if verb == "train":
-        assert "--data.batch-size" in text and "128 x 128" in text
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_lists_the_verbs(capsys, words):
+    assert main(list(words)) == 0
+    said = capsys.readouterr()
+    starts = [line.split()[0] for line in said.out.splitlines() if line[:2] == "  "]
+    assert [word for word in starts if word in VERBS] == list(VERBS)
+    assert not said.err
 
 
-def test_demo_samples_like_the_weights_beside_it(monkeypatch, tmp_path):
-    """They were trained before presets were oversampled: one page, one sampling."""
-    seen = {}
-    monkeypatch.setattr(train, "run", lambda config, *_, **__: seen.update(c=config))
-    monkeypatch.setattr(table, "run", lambda *_, runs, **__: seen.update(runs=runs))
-    monkeypatch.setattr(report, "write", lambda workdir: workdir)
-    monkeypatch.setattr(cli_train, "print_table", lambda workdir: None)
-    assert main(["demo", "--workdir", str(tmp_path / "w")]) == 0
-    assert [folder.name for folder in seen["runs"]] == ["shipped_small32"]
-    networks.check_same(
-        tmp_path, seen["c"], seen["runs"][0], runs.read_config(seen["runs"][0])
-    )
-    assert seen["c"].scanner.oversample == 1
+def test_help_starts_at_once(command):
+    """Without JAX and NumPy, and so in a fraction of a second."""
+    for words in (["--help"], *([verb, "--help"] for verb in VERBS)):
+        done = command(*words, env=dict(os.environ, PYTHONPROFILEIMPORTTIME="1"))
+        assert done.returncode == 0
+        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "tyro" in loaded and not {"jax", "numpy", "matplotlib"} & loaded
 
 
-def test_overrides():
-    config = arguments.fields(
-        configs.get("test"), "--data.batch-size 8 --optimiser.ema 0.5".split(), "train"
-    )
-    assert config.data.batch_size == 8 and config.optimiser.ema == 0.5
-    assert config.physics == configs.get("test").physics
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{mpi_jax.__version__}\n"
+
+
+def test_warnings_are_one_line(capsys, monkeypatch):
+    """Not two with a line of source code."""
+    before = warnings.formatwarning
+
+    def warn(_):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = shown  # pytest keeps them from stderr
+            warnings.warn("rows\nare few", UserWarning, stacklevel=1)
+
+    def shown(message, category, filename, lineno, file=None, line=None):
+        words = warnings.formatwarning(message, category, filename, lineno, line)
+        sys.stderr.write(words)
+
+    monkeypatch.setattr("mpi_jax.cli.configs.run", warn)
+    assert main(["configs"]) == 0
+    assert capsys.readouterr().err == "mpi-jax: warning: rows are few\n"
+    assert warnings.formatwarning is before
+
+
+def test_an_interruption_has_its_own_exit_code(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpi_jax.cli.configs.run", interrupted)
+    assert main(["configs"]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_report_of_a_run_under_way(trained, tmp_path):

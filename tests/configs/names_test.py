@@ -87,3 +87,8 @@ def test_settings_that_do_not_fit(part, change, words):
         data.make_scanner(config)
         train.make_networks(config)
         train.make_optimisers(config.optimiser, config.steps)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="config: .*got 'smal'; did you mean small"):
+        configs.get("smal")

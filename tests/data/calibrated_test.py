@@ -6,65 +6,30 @@ import jax
 import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
+from support.calibrated_scanner import SIDE, changed
 
 from mpi_jax import configs, data, mdf, open_mpi, preprocess, train
 from mpi_jax.configs import Preprocessing
 from mpi_jax.noise import band_noise
 
-SIDE = 9  # voxels of the calibration along each axis, 4 x 4 x 1 mm
-CENTRES = 1e-3 * np.array([(0.0, 0.0, -1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
-
-
-def changed(config, **settings):
-    """The config with other settings of its calibration, and of the scanner's pixels."""
-    pixels = settings.pop("pixels", config.scanner.pixels)
-    return dataclasses.replace(
-        config,
-        scanner=dataclasses.replace(config.scanner, pixels=pixels),
-        calibration=dataclasses.replace(config.calibration, **settings),
-    )
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A small calibration and a measurement in three positions, in Open MPI's layout."""
-    folder = tmp_path_factory.mktemp("calibrated")
-    short = dataclasses.replace(open_mpi.SEQUENCES["open_mpi_2d"], patches=CENTRES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(open_mpi._EXTENTS, SIDE, (36e-3, 36e-3, 9e-3))
-        patch.setitem(open_mpi.SEQUENCES, "open_mpi_2d", short)
-        open_mpi.write_calibration(
-            folder / "calibration.mdf", "open_mpi_2d", voxels=SIDE, supersampling=1
-        )
-        open_mpi.write_measurement(
-            folder / "shape.mdf", "open_mpi_2d", "shape", periods=4
-        )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(folder):
-    path = str(folder / "calibration.mdf")
-    return changed(configs.get("open_mpi"), path=path, plane=4)
-
-
-@pytest.fixture(scope="module")
-def known(folder, config):
+def known(calibrated_config, tmp_path_factory):
     """A file with the signals of two known images in the plane, and these images."""
-    file = data.calibrated.read(config)
+    file = data.calibrated.read(calibrated_config)
     voxels = mdf.voxel_order(file)[4].reshape(-1)
     rows = mdf.system_matrix(file, np.ones((3, 817), bool), voxels=voxels)[0]
     rows = rows[:, : SIDE**2] - rows[:, SIDE**2 :].mean(1, keepdims=True)
     images = np.random.default_rng(1).uniform(0, 1, (2, SIDE**2))
     u = np.fft.irfft((images @ rows.T).reshape(2, 1, 3, 817), 1632)
     scanner = open_mpi.sequence_scanner("open_mpi_2d")
-    path = folder / "known.mdf"
+    path = tmp_path_factory.mktemp("known") / "known.mdf"
     mdf.write_measurement(path, mdf.header(scanner, frames=2), u.astype(np.float32))
     return path, images
 
 
-def test_the_matrix_has_the_rows_of_prepare(folder, config):
-    matrix, frequency_selection = data.calibrated.matrix(config)
+def test_the_matrix_has_the_rows_of_prepare(calibrated_folder, calibrated_config):
+    matrix, frequency_selection = data.calibrated.matrix(calibrated_config)
     assert matrix.shape == (2, 1632, 32 * 32) and matrix.dtype == np.float32
     assert (
         frequency_selection.shape == (2, 817)
@@ -81,8 +46,10 @@ def test_the_matrix_has_the_rows_of_prepare(folder, config):
         field_of_view=(28e-3, 28e-3, 1e-3),
         periods=(4, 8),
     )
-    shape = mdf.read(folder / "shape.mdf")
-    system = preprocess.prepare(data.calibrated.read(config), shape, settings)
+    shape = mdf.read(calibrated_folder / "shape.mdf")
+    system = preprocess.prepare(
+        data.calibrated.read(calibrated_config), shape, settings
+    )
     spectra = np.fft.rfft(matrix, axis=1)
     np.testing.assert_array_equal(frequency_selection, system.frequency_selection[:2])
     np.testing.assert_allclose(
@@ -90,7 +57,7 @@ def test_the_matrix_has_the_rows_of_prepare(folder, config):
     )
     assert np.abs(spectra[~frequency_selection]).max() < 2e-5
     # The measurement's periods without offset are found by themselves.
-    u = data.calibrated.voltage(config, shape)
+    u = data.calibrated.voltage(calibrated_config, shape)
     assert u.shape == (1, 2, 1632)
     spectra = np.fft.rfft(u)
     largest = np.abs(system.measurement).max()
@@ -101,8 +68,8 @@ def test_the_matrix_has_the_rows_of_prepare(folder, config):
 
 
 @pytest.mark.parametrize("slab", [0, 1])
-def test_the_matrix_by_scipy(config, slab):
-    config = changed(config, slab=slab, background="mean", pixels=16)
+def test_the_matrix_by_scipy(calibrated_config, slab):
+    config = changed(calibrated_config, slab=slab, background="mean", pixels=16)
     matrix, frequency_selection = data.calibrated.matrix(config)
     file = data.calibrated.read(config)
     rows, start = 0, np.concatenate([frequency_selection, np.zeros((1, 817), bool)])
@@ -124,9 +91,11 @@ def test_the_matrix_by_scipy(config, slab):
     np.testing.assert_allclose(grid.centre, 0, atol=1e-9)
 
 
-def test_a_known_image_comes_back(config, known):
+def test_a_known_image_comes_back(calibrated_config, known):
     path, images = known
-    whole = changed(config, field_of_view=36e-3, pixels=SIDE, background="mean")
+    whole = changed(
+        calibrated_config, field_of_view=36e-3, pixels=SIDE, background="mean"
+    )
     matrix, _ = data.calibrated.matrix(whole)
     u = data.calibrated.voltage(whole, mdf.read(path), background="none")
     flat = matrix.reshape(-1, SIDE**2).astype(float)
@@ -161,34 +130,38 @@ def test_noise_has_the_rows_of_the_signal():
         ({"snr_threshold": 1e9}, "frequency selection leaves no rows"),
     ],
 )
-def test_settings_that_do_not_fit(config, settings, words):
+def test_settings_that_do_not_fit(calibrated_config, settings, words):
     with pytest.raises(ValueError, match=words):
-        data.calibrated.matrix(changed(config, **settings))
+        data.calibrated.matrix(changed(calibrated_config, **settings))
 
 
-def test_files_that_do_not_fit(folder, config):
+def test_files_that_do_not_fit(calibrated_folder, calibrated_config):
     with pytest.raises(ValueError, match="shape.mdf holds a measurement"):
-        data.make_scanner(changed(config, path=str(folder / "shape.mdf")))
+        data.make_scanner(
+            changed(calibrated_config, path=str(calibrated_folder / "shape.mdf"))
+        )
     plain = configs.get("test")
     with pytest.raises(ValueError, match="calibration.path: expected none with"):
         data.make_scanner(changed(plain, path="5.mdf"))
     with pytest.raises(ValueError, match="scanner.preset: expected calibration"):
         data.calibrated.read(plain)
-    ratio = mdf.snr(data.calibrated.read(config))[0, :2, 60:].max(axis=1)
+    ratio = mdf.snr(data.calibrated.read(calibrated_config))[0, :2, 60:].max(axis=1)
     with pytest.raises(ValueError, match="channels: expected rows in each, found none"):
-        data.calibrated.matrix(changed(config, snr_threshold=float(ratio.mean())))
+        data.calibrated.matrix(
+            changed(calibrated_config, snr_threshold=float(ratio.mean()))
+        )
     # A 3D sequence, or a third channel: longer signals than the networks take.
-    generator = train.make_networks(config).generator
-    made = data.make_scanner(config)
+    generator = train.make_networks(calibrated_config).generator
+    made = data.make_scanner(calibrated_config)
     train.check_signal(generator, made)
     for other in ({"samples": 53856}, {"channels": 3}):
         with pytest.raises(ValueError, match="generator: expected . x [0-9]+ inputs"):
             train.check_signal(generator, dataclasses.replace(made, **other))
     with pytest.raises(ValueError, match="background: expected a measurement"):
         settings = Preprocessing(background="mean")
-        preprocess.prepare(data.calibrated.read(config), None, settings)
+        preprocess.prepare(data.calibrated.read(calibrated_config), None, settings)
     with pytest.raises(ValueError, match="slab: expected 0, or with a plane"):
         Preprocessing(slab=1)
-    moved = mdf.read(folder / "shape.mdf")
+    moved = mdf.read(calibrated_folder / "shape.mdf")
     with pytest.raises(ValueError, match="choose one patch with periods"):
-        data.calibrated.voltage(config, moved, periods=(0, 8))
+        data.calibrated.voltage(calibrated_config, moved, periods=(0, 8))

@@ -1,13 +1,12 @@
 """Figure 3 from end to end: a run on a calibration file, a measured phantom, a picture."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.calibrated_test import changed, config, folder  # noqa: F401
+from support.calibrated_scanner import changed
 
 from mpi_jax import (
     configs,
@@ -17,6 +16,7 @@ from mpi_jax import (
     phantoms,
     preprocess,
     pretrained,
+    results,
     train,
 )
 from mpi_jax.cli.main import main
@@ -25,7 +25,8 @@ from mpi_jax.reconstruct import kaczmarz
 
 
 @pytest.fixture(scope="module")
-def small(config):  # noqa: F811
+def small(calibrated_config):
+    config = calibrated_config
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch_size=6),
@@ -74,29 +75,33 @@ def test_classical_methods_take_the_file(small, forward):
         classical.xspace_solver(p)
 
 
-def test_figure(small, forward, runs, folder, tmp_path, capsys):  # noqa: F811
+def test_figure(small, forward, runs, calibrated_folder, tmp_path, capsys):
     out = tmp_path / "figure"
     words = ["figure3", "--phantoms", "shape", "--runs", *map(str, runs)]
-    words += ["--measurements", str(folder / "shape.mdf"), "--out", str(out)]
+    words += ["--measurements", str(calibrated_folder / "shape.mdf"), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "Dual-task TransGAN + physics" in said and "Single-task" in said
     assert (out / "figure3.png").read_bytes()[1:4] == b"PNG"
     assert (out / "figure3.pdf").read_bytes()[:4] == b"%PDF"
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    rows = results.read_lines(results.Figure3Line, out / "metrics.jsonl")
+    groups = [row.group for row in rows]
+    assert groups == ["classical"] * 3 + ["physics"] * 2
     assert len(rows) == 5 and len(said.split("\n| shape")) == 6
-    with np.load(out / "arrays.npz") as stored:
-        arrays = dict(stored)
+    stored = results.Figure3Images.read(out / "arrays.npz")
+    images = list(stored.images.values())
     grid = data.calibrated.scanner_of(small).grid
     np.testing.assert_allclose(
-        arrays["truth"][0], phantoms.open_mpi.phantom("shape", grid)
+        stored.truth[0], phantoms.open_mpi.phantom("shape", grid)
     )
     # Second route to the first method: the rows and the measured signal themselves.
     settings = dataclasses.replace(
         data.calibrated.preprocessing(small), background="mean", periods=(4, 8)
     )
     file = data.calibrated.read(small)
-    system = preprocess.prepare(file, mdf.read(folder / "shape.mdf"), settings)
+    system = preprocess.prepare(
+        file, mdf.read(calibrated_folder / "shape.mdf"), settings
+    )
     # Networks and solvers get each channel in the unit of its training signals.
     channel = np.nonzero(np.asarray(system.frequency_selection))[0]
     unit = np.asarray(forward.scale)[channel, 0]
@@ -106,14 +111,14 @@ def test_figure(small, forward, runs, folder, tmp_path, capsys):  # noqa: F811
     )
     image = kaczmarz.solve(scaled, right, lam=0.01, iterations=10)
     expected = np.asarray(image).reshape(32, 32) * open_mpi.unit(file)
-    error = np.abs(arrays["image_0"][0] - expected).max()
+    error = np.abs(images[0][0] - expected).max()
     assert error < 1e-3 * expected.max()
     # The factor is that of least squares.
-    image, truth = arrays["image_0"][0].ravel(), arrays["truth"][0].ravel()
+    image, truth = images[0][0].ravel(), stored.truth[0].ravel()
     factor = np.linalg.lstsq(image[:, None], truth, rcond=None)[0][0]
-    assert rows[0]["factor"] == pytest.approx(factor, rel=1e-5)
+    assert rows[0].factor == pytest.approx(factor, rel=1e-5)
     rest = np.linalg.norm(factor * image - truth) / np.linalg.norm(truth)
-    assert rows[0]["scaled_nrmse"] == pytest.approx(rest, rel=1e-5)
+    assert rows[0].scaled_nrmse == pytest.approx(rest, rel=1e-5)
 
     other = tmp_path / "other"
     other.mkdir()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import configs, data, physics, scanner, system_matrix
+from mpi_jax import configs, data, physics, results, scanner, system_matrix
 from mpi_jax.evaluation import cases, generalise
 from mpi_jax.noise import coloured_noise, narrow_band, pink, signals
 
@@ -194,6 +194,10 @@ def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
     def network(name, lacks=()):
         return cases.Method(name, name, lambda u: (u, None), {}, lacks)
 
+    def info(method):
+        kind = "classical" if method.name == "tv" else "learned"
+        return results.MethodInfo(method=method.name, label=method.label, kind=kind)
+
     methods = [network("tv"), network("transgan"), network("transgan b", ("vessels",))]
     drawn = context(images=12).truth
     monkeypatch.setattr(cases, "test_images", lambda *_: drawn)
@@ -216,9 +220,9 @@ def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
             "about": json.dumps([about | {"against": case.against}]),
         },
     }
-    rows = generalise._rows(found, {m.name: m.label for m in methods})
-    drops = {r["method"]: r["drop"] for r in rows if "drop" in r}
-    assert drops == {"transgan b": {"mean": 3.0, "low": 3.0, "high": 3.0}}
+    rows = generalise._rows(found, [info(m) for m in methods])
+    drops = {r.method: r.drop for r in rows if r.drop}
+    assert drops == {"transgan b": results.Change(mean=3.0, low=3.0, high=3.0)}
 
 
 def test_operators_shift_the_data_and_nothing_else(monkeypatch):
@@ -268,44 +272,53 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     made = folder / "generalisation"
     for name in ("table.md", "drops.png", "drops.pdf", "shapes.png"):
         assert (made / name).stat().st_size > 500, name
-    rows = [json.loads(n) for n in (made / "metrics.jsonl").read_text().splitlines()]
-    found = {(r["case"], r["method"]): r for r in rows}
+    rows = results.read_lines(results.GeneralisationLine, made / "metrics.jsonl")
+    found = {(r.case, r.method): r for r in rows}
+    groups = {r.method: r.group for r in rows}
+    assert groups == {
+        "zero": "control",
+        "nonnegative": "classical",
+        "transgan": "physics",
+        "transgan twin": "physics",
+    }
     networks = ("transgan", "transgan twin")
     assert {m for _, m in found} == {"zero", "nonnegative", *networks}
-    values = np.load(made / "values.npz")
+    values = results.GeneralisationValues.read(made / "values.npz")
 
     first = "in distribution; same S (inverse crime)"
     for method in ("nonnegative", "transgan", "zero"):
         row, before = found["space colonisation", method], found[first, method]
-        expected = before["psnr"]["mean"] - row["psnr"]["mean"]
-        assert row["drop"]["mean"] == pytest.approx(expected, abs=1e-4)
-        assert row["drop"]["low"] < row["drop"]["mean"] < row["drop"]["high"]
-        assert not row["paired"] and row["num"] == 16
-        network = found["space colonisation", "transgan"]["drop"]["mean"]
-        expected = row["drop"]["mean"] - network
-        assert row["excess"]["mean"] == pytest.approx(expected, abs=1e-4)
-        key = f"vessels|space colonisation|{method}|psnr"
-        assert np.mean(values[key]) == pytest.approx(row["psnr"]["mean"], rel=1e-5)
+        expected = before.psnr.mean - row.psnr.mean
+        assert row.drop.mean == pytest.approx(expected, abs=1e-4)
+        assert row.drop.low < row.drop.mean < row.drop.high
+        assert not row.paired and row.num == 16
+        network = found["space colonisation", "transgan"].drop.mean
+        expected = row.drop.mean - network
+        assert row.excess.mean == pytest.approx(expected, abs=1e-4)
+        key = "vessels", "space colonisation", method, "psnr"
+        assert np.mean(values.numbers[key]) == pytest.approx(row.psnr.mean, rel=1e-5)
     # The same weights: the same images, and nothing beyond the drop of the first.
     for name in ("psnr", "dice", "unseen_error"):
-        one, two = (found["space colonisation", m][name]["mean"] for m in networks)
+        one, two = (
+            getattr(found["space colonisation", m], name).mean for m in networks
+        )
         assert one == two
-    excess = found["space colonisation", "transgan twin"]["excess"]
-    assert excess == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    excess = found["space colonisation", "transgan twin"].excess
+    assert excess == results.Change(mean=0.0, low=0.0, high=0.0)
     # Zeros: relative error 1 at every concentration, and the same PSNR.
     for factor in ("0.05", "2"):
         row = found[f"concentration x {factor}", "zero"]
-        assert row["nrmse"]["mean"] == pytest.approx(1, rel=1e-5)
-        assert row["drop"]["mean"] == pytest.approx(0, abs=1e-4) and row["paired"]
+        assert row.nrmse.mean == pytest.approx(1, rel=1e-5)
+        assert row.drop.mean == pytest.approx(0, abs=1e-4) and row.paired
     # Non-negative least squares scales with its data, in every iteration.
     row = found["concentration x 0.05", "nonnegative"]
-    assert row["drop"]["mean"] == pytest.approx(0, abs=0.05)
+    assert row.drop.mean == pytest.approx(0, abs=0.05)
     for method in ("nonnegative", "transgan"):
-        assert found["no signal", method]["largest"]["mean"] < 0.5
-        assert found["noise without tracer", method]["rms"]["mean"] < 0.5
-    assert found["no signal", "nonnegative"]["largest"]["mean"] == 0
+        assert found["no signal", method].largest.mean < 0.5
+        assert found["noise without tracer", method].rms.mean < 0.5
+    assert found["no signal", "nonnegative"].largest.mean == 0
     [pairs] = [case for case, _ in found if "pairs of disjoint" in case and _ == "zero"]
-    assert found[pairs, "zero"]["superposition"]["mean"] == 0
+    assert found[pairs, "zero"].superposition.mean == 0
     text = (made / "table.md").read_text()
     assert text == done.stdout
     assert "space colonisation" in text and "none of the runs" in text

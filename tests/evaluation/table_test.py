@@ -1,5 +1,6 @@
 """One evaluation of everything, small: rows whose numbers are known, files, the report."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from mpi_jax import bootstrap, phantoms, pretrained, report
+from mpi_jax import bootstrap, phantoms, pretrained, report, results
 from mpi_jax.cli import arguments
 from mpi_jax.evaluation import table
 from mpi_jax.methods import networks, problem
+from mpi_jax.methods.controls import CONTROLS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 METHODS = (
@@ -43,9 +45,8 @@ def evaluated(trained, command, tmp_path_factory):
         "--methods", *METHODS, "--snr", "inf", "40",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(n) for n in (folder / "evaluation/metrics.jsonl").open()]
-    with np.load(folder / "evaluation/values.npz") as file:
-        values = {n: file[n] for n in file.files}
+    lines = results.read_lines(results.Line, folder / "evaluation/metrics.jsonl")
+    values = results.Values.read(folder / "evaluation/values.npz")
     assert "kaczmarz" in done.stdout.lower()  # the table
     return folder, lines, values
 
@@ -53,89 +54,102 @@ def evaluated(trained, command, tmp_path_factory):
 def test_every_line_is_there(evaluated):
     _, lines, values = evaluated
     methods = (*METHODS, "run1")
-    found = [(n["snr_db"], n["method"], n["family"]) for n in lines]
+    found = [(n.snr_db, n.method, n.family) for n in lines]
     families = ("all", *phantoms.FAMILIES)
-    assert found == [
-        (s, m, f) for s in (np.inf, 40.0) for m in methods for f in families
-    ]
-    labels = {n["method"]: n["label"] for n in lines}
-    assert labels["transgan"] == "Dual-task TransGAN + physics, seed 0"
-    assert labels["run1"] == "Dual-task TransGAN + physics, seed 1"
+    order = [m for m in methods if m in CONTROLS]
+    order += [m for m in methods if m not in CONTROLS]
+    assert found == [(s, m, f) for s in (np.inf, 40.0) for m in order for f in families]
+    each = {n.method: n for n in lines}
+    assert each["transgan"].label == "Dual-task TransGAN + physics, seed 0"
+    assert each["run1"].label == "Dual-task TransGAN + physics, seed 1"
+    groups = {m: n.group for m, n in each.items()}
+    assert groups["ridge"] == groups["xspace_max"] == "control"
+    assert groups["kaczmarz"] == "classical"
+    assert groups["transgan"] == groups["run1"] == "physics"
     assert set(problem.USUAL) < set(methods)
     assert set(problem.METHODS) <= set(arguments.METHODS)
-    assert float(values["main_snr_db"]) == 40
-    assert len(values["family"]) == 18
+    assert values.main_snr_db == 40
+    assert len(values.family) == 18
 
 
 def test_rows_whose_numbers_are_known(evaluated):
     folder, lines, values = evaluated
-    np.testing.assert_allclose(values["40/zero/nrmse"], 1, rtol=1e-6)
-    assert not values["40/zero/amount"].any() and not values["40/zero/dice"].any()
+    np.testing.assert_allclose(values.main("zero", "nrmse"), 1, rtol=1e-6)
+    assert not values.main("zero", "amount").any()
+    assert not values.main("zero", "dice").any()
     # Nothing explained: the signal over its noise, whose powers are 40 dB apart, within
     # four standard deviations of the norm of 3264 random numbers.
-    residual = values["40/zero/residual"]
+    residual = values.main("zero", "residual")
     np.testing.assert_allclose(residual, np.sqrt(1e4 + 1), rtol=4 / np.sqrt(2 * 3264))
-    assert np.isnan(values["inf/zero/residual"]).all()
-    assert np.ptp(values["40/mean/amount"]) == 0
-    every = {(n["snr_db"], n["method"]): n for n in lines if n["family"] == "all"}
+    assert np.isnan(values.numbers[np.inf, "zero", "residual"]).all()
+    assert np.ptp(values.main("mean", "amount")) == 0
+    every = {(n.snr_db, n.method): n for n in lines if n.family == "all"}
     mean, ridge = every[40.0, "mean"], every[40.0, "ridge"]
-    np.testing.assert_allclose(mean["amount"]["slope"], 0, atol=1e-6)
+    np.testing.assert_allclose(mean.amount.slope, 0, atol=1e-6)
     seen = pretrained.load_weights(folder / "weights.safetensors")[1]["images"]
-    assert ridge["settings"]["training_images"] == seen
-    assert ridge["psnr"]["mean"] > mean["psnr"]["mean"]
-    best = every[np.inf, "tikhonov"]["psnr"]["mean"]
-    assert best > every[40.0, "tikhonov"]["psnr"]["mean"] > ridge["psnr"]["mean"]
+    assert ridge.settings["training_images"] == seen
+    assert ridge.psnr.mean > mean.psnr.mean
+    best = every[np.inf, "tikhonov"].psnr.mean
+    assert best > every[40.0, "tikhonov"].psnr.mean > ridge.psnr.mean
     # System-matrix methods know the physics; x-space blurs.
-    psnr = {m: every[40.0, m]["psnr"]["mean"] for m in METHODS}
+    psnr = {m: every[40.0, m].psnr.mean for m in METHODS}
     assert psnr["kaczmarz"] > psnr["xspace"] + 5
     # Negative values set to 0 fit worse than the noise, and far better than nothing.
-    assert 1 < every[40.0, "tikhonov"]["residual"]["mean"] < 40
+    assert 1 < every[40.0, "tikhonov"].residual.mean < 40
 
 
 def test_lines_are_the_stored_values(evaluated):
     _, lines, values = evaluated
     for line in lines:
-        own = values["family"] == line["family"]
-        own = own | (line["family"] == "all")
-        key = f"{line['snr_db']:g}/{line['method']}/"
-        found = values[key + "psnr"][own].astype(float)
-        assert line["num"] == own.sum()
-        np.testing.assert_allclose(line["psnr"]["mean"], found.mean(), rtol=1e-5)
-        low, high = bootstrap.interval(found)
-        np.testing.assert_allclose(
-            [line["psnr"]["low"], line["psnr"]["high"]], [low, high], rtol=1e-5
+        shown = (values.family == line.family) | (line.family == "all")
+        psnr, mse = (
+            values.numbers[line.snr_db, line.method, metric][shown].astype(float)
+            for metric in ("psnr", "mse")
         )
-        pooled = -10 * np.log10(values[key + "mse"][own].astype(float).mean())
-        np.testing.assert_allclose(line["pooled_psnr"], pooled, rtol=1e-5)
-        assert line["psnr"]["mean"] >= line["pooled_psnr"] - 1e-4  # Jensen
-        learned = line["method"] in ("transgan", "run1")
-        assert line["segmentation"] == ("predicted" if learned else "thresholded")
+        assert line.num == shown.sum()
+        np.testing.assert_allclose(line.psnr.mean, psnr.mean(), rtol=1e-5)
+        low, high = bootstrap.interval(psnr)
+        np.testing.assert_allclose(
+            [line.psnr.low, line.psnr.high], [low, high], rtol=1e-5
+        )
+        pooled = -10 * np.log10(mse.mean())
+        np.testing.assert_allclose(line.pooled_psnr, pooled, rtol=1e-5)
+        assert line.psnr.mean >= line.pooled_psnr - 1e-4  # Jensen
+        assert line.segmentation == (
+            "predicted" if line.kind == "learned" else "thresholded"
+        )
     # Both masks of a network are kept, and they aren't the same.
-    assert (values["40/run1/dice"] != values["40/run1/dice_thresholded"]).any()
+    dice = values.main("run1", "dice")
+    assert (dice != values.main("run1", "dice_thresholded")).any()
     np.testing.assert_array_equal(
-        values["40/ridge/dice"], values["40/ridge/dice_thresholded"]
+        values.main("ridge", "dice"), values.main("ridge", "dice_thresholded")
     )
     # The same weights under two seeds.
-    np.testing.assert_array_equal(values["40/run1/psnr"], values["40/transgan/psnr"])
+    np.testing.assert_array_equal(
+        values.main("run1", "psnr"), values.main("transgan", "psnr")
+    )
 
 
 def test_report_of_it(evaluated):
     folder, lines, _ = evaluated
-    tables = json.loads((folder / "report/table.json").read_text())
-    paper = tables["Table 1 of the dual-task TransGAN paper, ours beside it"]["rows"]
+    read = results.Tables.read(folder / "report/table.json").tables
+    tables = {table.title: table.rows for table in read}
+    paper = tables["Table 1 of the dual-task TransGAN paper, ours beside it"]
     assert [row[1] for row in paper if row[0] == "CNN"] == ["–"]
-    dual = [row for row in paper if row[0] == "Dual-task TransGAN"]
-    assert len(dual) == 2 and dual[0][6:] == [".0012", "39.3996", ".9976"]
-    seeds = tables["Several seeds"]["rows"]
-    assert len(seeds) == 1 and seeds[0][1] == "2" and "± 0.00" in seeds[0][2]
-    claims = tables["Do the two tasks promote each other?"]["rows"]
-    assert len(claims) == 1 and claims[0][4] == "2" and "[" in claims[0][3]
-    assert len(tables["PSNR by SNR of the signal [dB]"]["rows"]) == len(METHODS) + 1
+    (dual,) = (row for row in paper if row[0] == "Dual-task TransGAN")
+    assert dual[1] == "–" and dual[7:] == (".0012", "39.3996", ".9976")
+    assert [row[0] for row in paper[-2:]] == ["not in the paper"] * 2
+    seeds = tables["Several seeds"]
+    assert len(seeds) == 1 and seeds[0][1:3] == ("physics", "2")
+    assert "± 0.00" in seeds[0][3]
+    claims = tables["Do the two tasks promote each other?"]
+    assert len(claims) == 1 and claims[0][5] == "2" and "[" in claims[0][4]
+    assert len(tables["PSNR by SNR of the signal [dB]"]) == len(METHODS) + 1
     for name in ("figure2.png", "figure2.pdf", "snr.png"):
         assert (folder / "report" / name).stat().st_size > 10_000
     page = (folder / "report" / "report.html").read_text()
     assert "data:image/png;base64" in page and "Dual-task TransGAN" in page
-    found = [n["psnr"]["mean"] for n in lines if n["method"] == "kaczmarz"]
+    found = [n.psnr.mean for n in lines if n.method == "kaczmarz"]
     assert f"{found[-7]:.2f}" in (folder / "report" / "table.md").read_text()
 
 
@@ -144,10 +158,18 @@ def claim_run(tmp_path, *others, gain=0.5):
     seeds each. others: what tells them from it.
     """
     rng = np.random.default_rng(0)
-    base = rng.normal(25, 4, 30)
-    values = {"main_snr_db": np.array(40.0), "snr_db": np.array([40.0])}
-    dual = {"kind": "dual", "physics": 0, "adversarial": 1.0, "bce": 5.0, "dice": 5.0}
-    lines = []
+    base, numbers, lines = rng.normal(25, 4, 30), {}, []
+    dual = results.Network(
+        variant="dual",
+        config="c",
+        generator="g",
+        adversarial=1.0,
+        bce=5.0,
+        dice=5.0,
+        rank=0,
+        seed=0,
+        group="",
+    )
     for n, changes in enumerate([{}, *others]):
         for seed in range(3):
             method = f"m{3 * n + seed}"
@@ -156,17 +178,26 @@ def claim_run(tmp_path, *others, gain=0.5):
                 ("psnr", psnr), ("ssim", psnr / 40), ("dice", psnr / 50),
                 ("dice_thresholded", psnr / 50 + 0.01),
             ):  # fmt: skip
-                values[f"40/{method}/{name}"] = found
-            about = {**dual, **changes, "group": str(n), "seed": seed}
-            label = f"{about['kind']} {n}, seed {seed}"
-            lines.append({"method": method, "label": label, "about": about,
-                          "family": "all", "snr_db": 40.0})  # fmt: skip
+                numbers[40.0, method, name] = found
+            network = dataclasses.replace(dual, **changes, group=str(n), seed=seed)
+            lines.append(
+                results.Line(
+                    method=method,
+                    label=f"{network.variant} {n}, seed {seed}",
+                    kind="learned",
+                    physics=network.rank > 0,
+                    network=network,
+                    snr_db=40.0,
+                    family="all",
+                    num=30,
+                )
+            )
     folder = tmp_path / "evaluation"
     folder.mkdir(parents=True)
-    np.savez(folder / "values.npz", **values)
-    (folder / "info.json").write_text('{"snr_db": 40.0}')
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text)
+    family = np.array(["bars"] * 30)
+    values = results.Values(main_snr_db=40.0, family=family, numbers=numbers)
+    values.write(folder / "values.npz")
+    results.write_lines(folder / "metrics.jsonl", lines)
     return tmp_path
 
 
@@ -177,23 +208,26 @@ def difference(cell):
 
 
 def test_claim_is_reported_as_found(tmp_path):
-    matched = {"kind": "matched"}
+    matched = {"variant": "matched"}
     for n, (gain, told) in enumerate([(0.5, "better"), (-0.5, "worse")]):
         folder = claim_run(tmp_path / str(n), matched, gain=gain)
-        ((words, *cells, seeds), own) = report.claims(report.read(folder))[0].rows
+        ((words, given, *cells, seeds), own) = report.claims(report.read(folder))[
+            0
+        ].rows
         assert words == "dual 0 against matched 1" and seeds == "3, 3"
+        assert given == "voltage alone"
         psnr, ssim, dice = map(difference, cells)
         assert abs(psnr[0] - gain) < 0.02 and psnr[1] <= psnr[0] <= psnr[2]
         assert psnr[3] == ssim[3] == told and abs(ssim[0] - gain / 40) < 1e-3
         # Its mask against the other's thresholded image, and against its own.
         assert abs(dice[0] - (gain / 50 - 0.01)) < 1e-3
-        assert own[1:3] == ("–", "–") and difference(own[3])[::3] == (-0.01, "worse")
+        assert own[2:4] == ("–", "–") and difference(own[4])[::3] == (-0.01, "worse")
 
 
 def test_claim_compares_what_differs_in_one_thing(tmp_path):
     others = (
-        {"kind": "matched", "adversarial": 0.0},
-        {"kind": "single", "physics": 64},
+        {"variant": "matched", "adversarial": 0.0},
+        {"variant": "single", "rank": 64},
         {"adversarial": 0.0},
         {"bce": 1.0, "dice": 0.1},
         {"bce": 1.0, "dice": 0.1, "adversarial": 0.0},
@@ -209,7 +243,7 @@ def test_claim_compares_what_differs_in_one_thing(tmp_path):
         "dual 5 against dual 3",
     ]
     # Both masks are predicted ones here.
-    assert abs(difference(table.rows[0][3])[0] - 0.5 / 50) < 1e-3
+    assert abs(difference(table.rows[0][4])[0] - 0.5 / 50) < 1e-3
 
 
 def test_readme_table(evaluated, tmp_path):
@@ -226,8 +260,8 @@ def test_readme_table(evaluated, tmp_path):
         "18 test images of 32 x 32 pixels" in filled and "networks trained on" in filled
     )
     for line in lines:
-        if line["family"] == "all" and line["snr_db"] == 40:
-            assert f"{line['psnr']['mean']:.2f} ± {line['psnr']['sd']:.2f}" in filled
+        if line.family == "all" and line.snr_db == 40:
+            assert f"{line.psnr.mean:.2f} ± {line.psnr.sd:.2f}" in filled
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a summary"):
         report.readme_table([tmp_path / "bad.json"])

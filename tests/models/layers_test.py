@@ -1,20 +1,16 @@
 """Layers against NumPy formulas written out independently."""
 
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.networks import normal
 
-from mpi_jax.models import cpu, layers
+from mpi_jax.models import layers
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-6)
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def drawn(module, x, size=0.5):
@@ -194,73 +190,3 @@ def test_average_pool_is_the_mean_of_blocks():
     np.testing.assert_allclose(pooled[:, 1, 0], x[:, 4:, :4].mean((1, 2)), **TOLERANCE)
     with pytest.raises(ValueError, match="got 3"):
         layers.average_pool(jnp.asarray(x), 3)
-
-
-@pytest.mark.parametrize("shape", [(3, 7, 5, 9, 11), (2, 4, 4, 8, 8), (2, 6, 6, 2, 9)])
-def test_convolution_and_its_slopes_against_loops(shape):
-    batch, ny, nx, inputs, outputs = shape
-    x = np.asarray(normal(0, batch, ny, nx, inputs), np.float64)
-    kernel = np.asarray(normal(1, 3, 3, inputs, outputs), np.float64)
-    slope = np.asarray(normal(2, batch, ny, nx, outputs), np.float64)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    out, to_kernel, to_padded = 0.0, np.zeros_like(kernel), np.zeros_like(padded)
-    for i, j in itertools.product(range(3), range(3)):
-        seen = np.s_[:, i : i + ny, j : j + nx]
-        out = out + padded[seen] @ kernel[i, j]
-        to_kernel[i, j] = np.einsum("bync,bynk->ck", padded[seen], slope)
-        to_padded[seen] += slope @ kernel[i, j].T
-
-    module = layers.conv3x3(outputs, "float32", "conv")
-
-    def apply(kernel, x):
-        params = {"kernel": kernel, "bias": jnp.zeros(outputs)}
-        return module.apply({"params": params}, x)
-
-    @jax.jit
-    def both(kernel, x, slope):
-        found, back = jax.vjp(apply, kernel, x)
-        return found, *back(slope)
-
-    found = both(*(jnp.asarray(a, jnp.float32) for a in (kernel, x, slope)))
-    expected = out, to_kernel, to_padded[:, 1:-1, 1:-1]
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
-
-
-@pytest.mark.parametrize("chunk", [1, 600, 2**20])
-def test_attention_in_chunks_and_its_slopes_in_float64(chunk, monkeypatch):
-    """One cell at a time, two, all: values, slopes, and the slope of a slope (WGAN-GP)."""
-    monkeypatch.setattr(layers, "CHUNK", chunk)
-    shape, tokens = (6, 3, 9, 4), 9
-    parts = [3 * np.asarray(normal(n, *shape), np.float64) for n in range(4)]
-    bias = np.asarray(normal(4, 1, 3, tokens, tokens), np.float64)
-    query, key, value, slope = parts
-    scores = query @ key.swapaxes(2, 3) + bias
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    back = slope @ value.swapaxes(2, 3)
-    back = weights * (back - (back * weights).sum(-1, keepdims=True))
-    expected = [weights @ value, back @ key, back.swapaxes(2, 3) @ query]
-    expected += [weights.swapaxes(2, 3) @ slope, back.sum(0, keepdims=True)]
-
-    arguments = [jnp.asarray(a, jnp.float32) for a in (query, key, value, bias)]
-    given = jnp.asarray(slope, jnp.float32)
-
-    @jax.jit
-    def both(*arguments):
-        found, vjp = jax.vjp(cpu.attend_in_chunks, *arguments)
-        return found, *vjp(given)
-
-    for found, wanted in zip(both(*arguments), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=3e-6 * np.abs(wanted).max())
-
-    def steepness(attend, *arguments):
-        slopes = jax.grad(lambda *a: (attend(*a) ** 3).sum(), (0, 1, 2, 3))(*arguments)
-        return sum((slope**2).sum() for slope in slopes)
-
-    def twice(attend):
-        return jax.jit(jax.grad(functools.partial(steepness, attend), (0, 1, 2, 3)))
-
-    ours = twice(cpu.attend_in_chunks)(*arguments)
-    for found, wanted in zip(ours, twice(cpu._attend)(*arguments), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())

@@ -1,54 +1,16 @@
-"""The networks: sizes of every row, wiring, options. Real arithmetic on small rows."""
+"""The networks: wiring and options. Real arithmetic on small rows."""
 
-import dataclasses
 import functools
-import math
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
+from support.networks import inputs, normal
 
 from mpi_jax.models import transgan, variants
-from mpi_jax.models.variants import DISCRIMINATORS, GENERATORS
 
-GENERATOR_COUNTS = {
-    "tg128_dual": 16_222_342,
-    "tg128_single": 14_899_861,
-    "tg128_single_matched": 16_218_655,
-    "tg128_dual_split8": 17_059_990,
-    "tg128_dual_split32": 15_238_262,
-    "tg128_dual_split64": 15_041_894,
-    "tg128_dual_linear_stem": 31_229_062,
-    "tg128_dual_layernorm": 16_232_326,
-    "budget128_dual": 14_247_690,
-    "budget128_single": 13_413_901,
-    "budget128_single_matched": 14_244_003,
-    "tiny128_dual": 4_642_962,
-    "tiny128_single": 4_322_001,
-    "tiny64_dual": 4_377_214,
-}
-# Of our own design; the rows matched to them have to be near.
-OUR_COUNTS = {
-    "tg128_dual_physics": 16_293_079,
-    "tg128_single_matched_physics": 16_292_808,
-    "tiny64_single_matched": 4_378_623,
-    "demo64_dual": 287_639,
-    "demo64_single_matched": 286_963,
-    "tiny32_dual": 645_746,
-    "tiny32_single_matched": 642_389,
-    "demo32_dual": 146_387,
-}
-DISCRIMINATOR_COUNTS = [
-    ("df192", {}, 2_778_889),
-    ("df384", {}, 10_784_233),
-    ("df96", {}, 746_137),
-    ("df192", {"inputs": 2}, 2_809_609),
-    ("df192", {"norm": "layer"}, 2_784_841),
-    ("df192_64", {}, 2_702_729),
-]
 # Two stages, nothing large. Tests switch blocks off to save time to compile.
 SMALL = dict(
     input_size=6,
@@ -60,24 +22,9 @@ SMALL = dict(
     stem_hidden=5,
     split_at=8,
 )
+
+
 GUIDED = dict(SMALL, features=3, base=True, local_channels=4, local_blocks=2)
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def inputs(config, batch=2):
-    side = (config.image_size, config.image_size)
-    several = (
-        normal(1, batch, config.input_size),
-        normal(2, batch, *side, config.features) if config.features else None,
-        normal(3, batch, *side) if config.base else None,
-    )
-    if config.local_rounds == 1:
-        return several
-    measured = normal(4, batch, 5), jnp.ones(5), normal(5, config.image_size**2, 5)
-    return *several, measured
 
 
 def drawn(module, *arguments, size=0.3):
@@ -112,96 +59,6 @@ def leaves(tree):
 
 def peak(tree):
     return max(float(np.abs(leaf).max()) for leaf in leaves(tree))
-
-
-def count(tree):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-@pytest.mark.parametrize("row", GENERATORS)
-def test_generator_parameters(row):
-    module = variants.generator(row)
-    arguments = inputs(module.config, batch=1)
-    images, variables = jax.eval_shape(
-        module.init_with_output, jax.random.key(0), *arguments
-    )
-    size = module.config.image_size
-    chex.assert_shape(jax.tree.leaves(images), (1, size, size))
-    assert (images.segmentation is None) == ("_single" in row)
-    if row in GENERATOR_COUNTS:
-        assert count(variables) == GENERATOR_COUNTS[row]
-    elif row in OUR_COUNTS:
-        assert count(variables) == OUR_COUNTS[row]
-    else:
-        # Rows of our own, without a count from elsewhere.
-        own = ("demo32", "demo64", "unrolled", "tiny64", "tiny32", "tg128_single")
-        assert row.startswith(own)
-
-
-@pytest.mark.parametrize(("row", "overrides", "expected"), DISCRIMINATOR_COUNTS)
-def test_discriminator_parameters(row, overrides, expected):
-    module = variants.discriminator(row, **overrides)
-    cfg = module.config
-    images = jnp.zeros((1, cfg.image_size, cfg.image_size, cfg.inputs))
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    assert count(variables) == expected
-
-
-def test_matched_row_is_within_a_thousandth_of_dual():
-    for family in ("tg128", "budget128"):
-        dual = GENERATOR_COUNTS[f"{family}_dual"]
-        matched = GENERATOR_COUNTS[f"{family}_single_matched"]
-        assert abs(matched / dual - 1) < 1e-3
-
-
-def multiply_adds(jaxpr):
-    """Of all matrix products and convolutions of a traced program."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            inner = [shapes[0][i] for i in contracted]
-            total += math.prod(shapes[2]) * math.prod(inner)
-        elif eqn.primitive.name == "conv_general_dilated":
-            spec = eqn.params["dimension_numbers"].rhs_spec
-            total += math.prod(shapes[2]) * math.prod(shapes[1][i] for i in spec[1:])
-        times = eqn.params.get("length", 1)  # of a scan
-        total += times * sum(map(multiply_adds, jaxprs_in_params(eqn.params)))
-    return total
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tg128_{}",
-        "tg128_{}_physics",
-        "budget128_{}",
-        "tiny64_{}",
-        "demo64_{}",
-        "tiny32_{}",
-        "demo32_{}",
-    ],
-)
-def test_matched_rows_cost_what_dual_costs(name):
-    """Parameters and multiply-adds of the control within 1 % of the dual-task row's."""
-    found = []
-    for tasks in ("dual", "single_matched"):
-        module = variants.generator(name.format(tasks))
-        arguments = inputs(module.config, batch=1)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
-        program = jax.make_jaxpr(module.apply)(shapes, *arguments)
-        found.append((count(shapes), multiply_adds(program.jaxpr)))
-    (parameters, products), (own_parameters, own_products) = found
-    assert abs(own_parameters / parameters - 1) < 0.01
-    assert abs(own_products / products - 1) < 0.01
-    if name == "tg128_{}":
-        assert abs(products / 1e9 - 5.68) < 0.01
-
-
-def test_rows_round_trip_as_plain_data():
-    for config in GENERATORS.values():
-        assert transgan.GeneratorConfig(**dataclasses.asdict(config)) == config
 
 
 def test_branches_share_the_early_part_and_nothing_else():
@@ -345,14 +202,6 @@ def test_discriminator_scores_each_image_alone():
     rough = run(half, variables, images)
     assert rough.dtype == jnp.float32
     np.testing.assert_allclose(rough, scores, atol=0.05 * peak(scores))
-
-
-def test_unknown_rows_are_named():
-    with pytest.raises(ValueError, match="tiny128_dual.*got 'huge'"):
-        variants.generator("huge")
-    with pytest.raises(ValueError, match="df192.*got 'huge'"):
-        variants.discriminator("huge")
-    assert set(DISCRIMINATORS) >= {"df96", "df192", "df384"}
 
 
 @pytest.mark.parametrize(

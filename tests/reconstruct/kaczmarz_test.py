@@ -7,64 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.row_loops import greedy_rows, randomised_rows, row_loop
 
 from mpi_jax.reconstruct import kaczmarz
-
-
-def row_loop(
-    S, u, lam, iterations, real=True, nonnegative=True, order=None, unprojected=None
-):
-    """The definition, one frame, one row at a time; lam absolute.
-
-    order(t, c, v) gives the rows of sweep t; one that looks at c and v sees them move.
-    unprojected(c) is shown each sweep's c before its projection.
-    """
-    c, v = np.zeros(S.shape[1], S.dtype), np.zeros(len(S), S.dtype)
-    for t in range(iterations):
-        for i in range(len(S)) if order is None else order(t, c, v):
-            energy = np.linalg.norm(S[i]) ** 2
-            if energy > 0:
-                alpha = (u[i] - S[i] @ c - np.sqrt(lam) * v[i]) / (energy + lam)
-                c += alpha * S[i].conj()
-                v[i] += np.sqrt(lam) * alpha
-        if unprojected is not None:
-            unprojected(c)
-        if nonnegative:
-            c[~(c.real > 0)] = 0
-        if real:
-            c[:] = c.real
-    return c.real if real else c
-
-
-def randomised_rows(S, key, count):
-    """The `count` first of a race with speeds ||S_i||^2, for `row_loop`."""
-    energy = np.linalg.norm(S, axis=1) ** 2
-
-    def rows(t, c, v):
-        noise = jax.random.exponential(jax.random.fold_in(key, t), energy.shape)
-        return np.argsort(noise[energy > 0] / energy[energy > 0])[:count]
-
-    used = np.flatnonzero(energy)
-    return lambda t, c, v: used[rows(t, c, v)]
-
-
-def greedy_rows(S, u, lam, key, count, theta):
-    """At each step the first of a race with speeds |r_i|^2 among the distant rows."""
-    energy = np.linalg.norm(S, axis=1) ** 2
-    used = np.flatnonzero(energy)
-    total = np.sum(energy[used] + lam)
-
-    def rows(t, c, v):
-        for step in range(count):
-            power = np.abs(u - S @ c - np.sqrt(lam) * v)[used] ** 2
-            distance = power / (energy[used] + lam)
-            bound = theta * distance.max() + (1 - theta) * power.sum() / total
-            step_key = jax.random.fold_in(jax.random.fold_in(key, t), step)
-            noise = np.asarray(jax.random.exponential(step_key, energy.shape))[used]
-            candidates = np.flatnonzero(distance >= bound)
-            yield used[candidates[np.argmin(noise[candidates] / power[candidates])]]
-
-    return rows
 
 
 def system(kind="complex", rows=23, voxels=15, frames=3):
@@ -79,12 +24,6 @@ def system(kind="complex", rows=23, voxels=15, frames=3):
 def relative_error(result, reference):
     result, reference = np.asarray(result), np.asarray(reference)
     return np.linalg.norm(result - reference) / np.linalg.norm(reference)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 FLAGS = [(True, True), (True, False), (False, True), (False, False)]
@@ -347,6 +286,8 @@ def test_derivatives_match_differences(kind, lam, x64):
 solve, row_norm_weights = map(
     inspect.unwrap, (kaczmarz.solve, kaczmarz.row_norm_weights)
 )
+
+
 ONES = np.ones((3, 2), np.float32)
 
 
@@ -427,8 +368,6 @@ def test_rejects_shapes_under_jit_and_unknown_options():
 
 
 # Reference vectors
-
-
 @pytest.fixture(scope="module")
 def golden(shared):
     with np.load(shared / "golden" / "kaczmarz_cases.npz", allow_pickle=False) as file:

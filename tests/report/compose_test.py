@@ -2,13 +2,14 @@
 
 import html.parser
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from mpi_jax import report
+from mpi_jax import report, results
 
 FAMILIES = ("bars", "rectangles", "triangles", "ellipses", "numbers", "vessels")
 METHODS = {  # label, blur [pixels], noise, segmentation, settings
@@ -18,6 +19,7 @@ METHODS = {  # label, blur [pixels], noise, segmentation, settings
     "cnn": ("CNN", 1.2, 0.02, "thresholded", {}),
     "dual": ("Dual-task <TransGAN> | a&b", 0.5, 0.01, "predicted", {"ema": 0.999}),
 }
+KINDS = {"cnn": "learned", "dual": "learned"}
 
 
 def phantom(family, size, rng):
@@ -52,12 +54,12 @@ def blur(image, sigma):
 
 
 def statistics(values):
-    return {
-        "mean": float(np.mean(values)),
-        "sd": float(np.std(values)),
-        "median": float(np.median(values)),
-        "p5": float(np.percentile(values, 5)),
-    }
+    return results.Statistics(
+        mean=float(np.mean(values)),
+        sd=float(np.std(values)),
+        median=float(np.median(values)),
+        p5=float(np.percentile(values, 5)),
+    )
 
 
 def lines(*values):
@@ -96,7 +98,7 @@ def make_training(folder, steps=3000):
                 "dice": 0.8 * decay,
                 "adversarial": 0.7 + 0.1 * rng.normal(),
                 "discriminator_loss": 1.3 + 0.1 * rng.normal(),
-                "learning_rate": 1e-4,
+                "gradient_norm": 2.5,
             }
         )
         if step % 500 == 0:
@@ -104,6 +106,7 @@ def make_training(folder, steps=3000):
             log.append(
                 {
                     "step": step,
+                    "images": 32 * step,
                     "validation_psnr": psnr,
                     "validation_ssim": 0.9,
                     "validation_dice": 0.8,
@@ -118,59 +121,60 @@ def make_evaluation(folder, size=24, num=4):
     evaluation.mkdir()
     family = np.repeat(FAMILIES, num)
     truth = np.stack([blur(phantom(name, size, rng), 0.5) for name in family])
-    arrays = {
-        "truth": truth.astype(np.float32),
-        "mask": (truth > 0.3).astype(np.uint8),
-        "family": family,
-        "pixel_size": np.full(2, 12.8e-3 / size),
-        "methods": np.array(list(METHODS)),
-        "labels": np.array([method[0] for method in METHODS.values()]),
-    }
-    rows = []
+    rows, images, masks = [], {}, {}
     for method, (label, sigma, noise, segmentation, settings) in METHODS.items():
         image = np.stack([blur(t, sigma * size / 64) for t in truth])
         image = np.clip(image + noise * rng.normal(size=image.shape), 0, 1)
         mask = image > 0.3
-        arrays[f"image_{method}"] = image.astype(np.float32)
-        arrays[f"mask_{method}"] = mask.astype(np.uint8)
+        images[method] = image.astype(np.float32)
+        masks[method] = mask.astype(np.uint8)
         error = np.mean((image - truth) ** 2, axis=(1, 2))
         both = (mask & (truth > 0.3)).sum((1, 2)) / (mask | (truth > 0.3)).sum((1, 2))
         for name in ("all", *FAMILIES):
             use = np.full(len(family), True) if name == "all" else family == name
             mse, iou = error[use], both[use]
             rows.append(
-                {
-                    "method": method,
-                    "label": label,
-                    "family": name,
-                    "num": int(use.sum()),
-                    "mse": statistics(mse),
-                    "rmse": statistics(np.sqrt(mse)),
-                    "nrmse": statistics(np.sqrt(mse) / 0.3),
-                    "psnr": statistics(-10 * np.log10(mse)),
-                    "ssim": statistics(1 - 4 * np.sqrt(mse)),
-                    "dice": statistics(2 * iou / (1 + iou)),
-                    "iou": statistics(iou),
-                    "pooled_psnr": float(-10 * np.log10(mse.mean())),
-                    "seconds_per_image": 0.0042,
-                    "settings": settings,
-                    "segmentation": segmentation,
-                }
+                results.Line(
+                    method=method,
+                    label=label,
+                    kind=KINDS.get(method, "classical"),
+                    snr_db=40.0,
+                    family=name,
+                    num=int(use.sum()),
+                    mse=statistics(mse),
+                    rmse=statistics(np.sqrt(mse)),
+                    nrmse=statistics(np.sqrt(mse) / 0.3),
+                    psnr=statistics(-10 * np.log10(mse)),
+                    ssim=statistics(1 - 4 * np.sqrt(mse)),
+                    dice=statistics(2 * iou / (1 + iou)),
+                    iou=statistics(iou),
+                    pooled_psnr=float(-10 * np.log10(mse.mean())),
+                    seconds_per_image=0.0042,
+                    settings=settings,
+                    segmentation=segmentation,
+                )
             )
-    info = {
-        "num": 600,
-        "snr_db": 40.0,
-        "noise": "white Gaussian, per channel",
-        "model": "tensor",
-        "seed": 0,
-        "seconds": 30.1,
-        "device": "2 CPU cores",
-        "ssim": "Gaussian 11x11, sigma 1.5, range 1",
-        "grid": [size, size],
-    }
-    (evaluation / "metrics.jsonl").write_text(lines(*rows))
-    (evaluation / "info.json").write_text(json.dumps(info))
-    np.savez(evaluation / "arrays.npz", **arrays)
+    results.write_lines(evaluation / "metrics.jsonl", rows)
+    results.Info(
+        num=600,
+        snr_db=40.0,
+        noise="white Gaussian, per channel",
+        model="tensor",
+        seed=0,
+        seconds=30.1,
+        device="2 CPU cores",
+        ssim="Gaussian 11x11, sigma 1.5, range 1",
+        grid=(size, size),
+    ).write(evaluation / "info.json")
+    results.Examples(
+        truth=truth.astype(np.float32),
+        mask=(truth > 0.3).astype(np.uint8),
+        family=tuple(map(str, family)),
+        pixel_size=(12.8e-3 / size, 12.8e-3 / size),
+        labels={method: label for method, (label, *_) in METHODS.items()},
+        images=images,
+        masks=masks,
+    ).write(evaluation / "arrays.npz")
     return rows
 
 
@@ -231,26 +235,24 @@ def test_table_has_the_numbers(run):
         for line in text.replace("\\|", "/").splitlines()
         if line.startswith("|")
     ]
-    results = {row[0]: row[1:] for row in table[2:7]}
-    assert table[0][:5] == ["Method", "MSE", "RMSE", "nRMSE", "PSNR [dB]"]
+    found = {row[0]: row[2:] for row in table[2:7]}
+    assert table[0][:6] == ["Method", "Given", "MSE", "RMSE", "nRMSE", "PSNR [dB]"]
+    assert [row[1] for row in table[2:7]] == ["classical"] * 3 + ["voltage alone"] * 2
     for row in rows:
-        if row["family"] == "all" and row["method"] != "dual":
-            cells = results[row["label"]]
-            assert float(cells[0]) == pytest.approx(row["mse"]["mean"], abs=5e-5)
-            assert float(cells[1]) == pytest.approx(row["rmse"]["mean"], abs=5e-5)
-            psnr = row["psnr"]
-            assert cells[3] == f"{psnr['mean']:.2f} ± {psnr['sd']:.2f}"
+        psnr = row.psnr
+        if row.family == "all" and row.method != "dual":
+            cells = found[row.label]
+            assert float(cells[0]) == pytest.approx(row.mse.mean, abs=5e-5)
+            assert float(cells[1]) == pytest.approx(row.rmse.mean, abs=5e-5)
+            assert cells[3] == f"{psnr.mean:.2f} ± {psnr.sd:.2f}"
             assert cells[4] == "–"  # no interval in these lines
             assert cells[5:8] == [
-                f"{x:.2f}" for x in (psnr["median"], psnr["p5"], row["pooled_psnr"])
+                f"{x:.2f}" for x in (psnr.median, psnr.p5, row.pooled_psnr)
             ]
-            assert cells[8:] == [
-                *(f"{row[key]['mean']:.4f}" for key in ("ssim", "dice", "iou")),
-                "0.0042",
-            ]
-        elif row["family"] != "all":
-            psnr = row["psnr"]
-            assert f"{psnr['mean']:.2f} ± {psnr['sd']:.2f}" in text
+            numbers = (row.ssim, row.dice, row.iou)
+            assert cells[8:] == [*(f"{n.mean:.4f}" for n in numbers), "0.0042"]
+        elif row.family != "all":
+            assert f"{psnr.mean:.2f} ± {psnr.sd:.2f}" in text
     best = next(line for line in text.splitlines() if line.startswith("| Dual"))
     assert best.count("**") == 2 * 10  # the clear winner of all columns but the time
     assert "Dual-task &lt;TransGAN&gt; \\| a&amp;b" in best
@@ -300,21 +302,23 @@ def test_figures_show_something(run):
 
 def test_figure_panels_lie_where_the_images_belong():
     """The truth of the first family fills its panel, row 0 at the top."""
-    arrays = {
-        "truth": np.zeros((1, 8, 8)),
-        "mask": np.zeros((1, 8, 8)),
-        "family": np.array(["bars"]),
-        "pixel_size": np.full(2, 1e-3),
-        "methods": np.array([], str),
-        "labels": np.array([], str),
-    }
-    arrays["truth"][0, :4] = 1
-    figure = report.example_figure(arrays)
+    truth = np.zeros((1, 8, 8))
+    truth[0, :4] = 1
+    examples = results.Examples(
+        truth=truth,
+        mask=np.zeros((1, 8, 8)),
+        family=("bars",),
+        pixel_size=(1e-3, 1e-3),
+        labels={},
+        images={},
+        masks={},
+    )
+    figure = report.example_figure(examples)
     picture = figure.axes[0].images[0]
     left, right, bottom, top = picture.get_extent()
     assert right - left == pytest.approx(bottom - top) and top < bottom
     assert picture.origin == "upper"
-    np.testing.assert_array_equal(picture.get_array(), arrays["truth"][0])
+    np.testing.assert_array_equal(picture.get_array(), truth[0])
 
 
 def test_missing_parts_are_named(tmp_path):
@@ -367,7 +371,7 @@ def test_a_run_under_way_shows_its_samples(tmp_path):
     assert not any("step 500" in image["alt"] for image in page.all("img"))
 
     (tmp_path / "samples" / "00000500.npz").write_bytes(b"PK cut")
-    with pytest.raises(ValueError, match="00000500.npz: cannot be read"):
+    with pytest.raises(ValueError, match="00000500.npz: expected an .npz file"):
         report.write(tmp_path)
 
 
@@ -375,11 +379,14 @@ def test_sparse_and_infinite_numbers(tmp_path):
     (tmp_path / "evaluation").mkdir()
     psnr = {"mean": float("inf"), "sd": float("nan"), "median": 30.0, "p5": None}
     (tmp_path / "evaluation" / "metrics.jsonl").write_text(
-        lines({"method": "oracle", "family": "all", "psnr": psnr})
+        lines({"method": "oracle", "family": "all", "snr_db": 40, "psnr": psnr})
     )
     report.write(tmp_path)
     row = (tmp_path / "report" / "table.md").read_text().splitlines()[4]
-    assert row == "| oracle | – | – | – | inf | – | 30.00 | – | – | – | – | – | – |"
+    assert (
+        row
+        == "| oracle | voltage alone | – | – | – | inf | – | 30.00 | – | – | – | – | – | – |"
+    )
 
 
 def test_cut_lines_and_repeated_steps(tmp_path):
@@ -390,12 +397,10 @@ def test_cut_lines_and_repeated_steps(tmp_path):
     log.write_text(
         log.read_text() + '{"step": 600, "ima' + "\n" + lines(again) + '{"st'
     )
-    remarks = []
-    assert len(report.read_lines(tmp_path, "metrics.jsonl", remarks)) == 7
-    assert remarks == ["metrics.jsonl: 2 unreadable line(s) left out."]
     run = report.read(tmp_path)
-    assert [line["step"] for line in run.training] == [100, 200, 300, 400, 500]
-    assert run.training[2]["mae"] == 0.123
+    assert run.remarks[-2] == "metrics.jsonl: 2 unreadable line(s) left out."
+    assert [line.step for line in run.training] == [100, 200, 300, 400, 500]
+    assert run.training[2].mae == 0.123
     assert "2 unreadable" in report.write(tmp_path).read_text()
 
 
@@ -414,10 +419,10 @@ def test_what_is_no_work_folder_is_refused(tmp_path):
     (tmp_path / "evaluation").mkdir()
     broken = tmp_path / "evaluation" / "arrays.npz"
     broken.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="arrays.npz: cannot be read"):
+    with pytest.raises(ValueError, match="arrays.npz: expected an .npz file"):
         report.write(tmp_path)
     np.savez(broken, truth=np.zeros((2, 4, 4)), mask=np.zeros((1, 4, 4)), methods=[])
-    with pytest.raises(ValueError, match="wrong: .'mask'.*missing: .'family'"):
+    with pytest.raises(ValueError, match="missing family, pixel_size, labels"):
         report.write(tmp_path)
 
 
@@ -429,7 +434,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write(tmp_path)
     assert page.read_bytes() == old
