@@ -23,7 +23,7 @@ from mpi_jax._checks import (
     concrete,
     expect,
 )
-from mpi_jax.physics import _dtype, receive, signal, spectrum
+from mpi_jax.physics import default_float, receive, signal, spectrum
 from mpi_jax.scanner import BOLTZMANN, Scanner
 
 
@@ -338,8 +338,8 @@ def feed_through(
     turns = (drive.turns()[..., None] * harmonics) % 1
     driven = np.array([n > 0 for n in drive.divider])[:, None]
     tables = np.cos(2 * np.pi * turns) * driven, np.sin(2 * np.pi * turns) * driven
-    start = 2 * np.pi * jnp.asarray(phase, _dtype())
-    a = jnp.asarray(amplitude, _dtype())
+    start = 2 * np.pi * jnp.asarray(phase, default_float())
+    a = jnp.asarray(amplitude, default_float())
     parts = a * jnp.cos(start), -a * jnp.sin(start)
     cosines, sines = (
         jnp.einsum("cdh,vdh->cv", part, table, precision="highest")

@@ -170,7 +170,7 @@ def check_plane(scanner):
     with jax.ensure_compile_time_eval():  # known numbers stay known inside jit
         beta = scanner.tracer.beta
     values = (field.gradient, field.offset, drive.amplitude, scanner.grid.centre, beta)
-    known = [a for value in values if (a := concrete(value)) is not None]
+    known = [value for value in map(concrete, values) if value is not None]
     if len(known) < len(values):
         return
     gradient, offset, amplitude, centre, beta = known
