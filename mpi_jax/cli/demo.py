@@ -38,9 +38,8 @@ def run(options: Options) -> None:
     from mpi_jax.evaluation import table
 
     check_num(options.num, len(phantoms.FAMILIES))
-    shipped = {
-        name: options.workdir / f"shipped_{name}" for name in _of_this_scanner(config)
-    }
+    config, names = _beside(config)
+    shipped = {name: options.workdir / f"shipped_{name}" for name in names}
     with Progress() as tell:
         train.run(config, options.workdir, resume=options.resume, tell=tell)
         for name, folder in shipped.items():
@@ -52,20 +51,25 @@ def run(options: Options) -> None:
     print(f"\n{time.monotonic() - began:.0f} s. Open {Path(page).resolve()}")
 
 
-def _of_this_scanner(config: configs.Config) -> list[str]:
-    """Configs whose shipped weights know this very scanner and its test signals."""
+def _beside(config: configs.Config) -> tuple[configs.Config, list[str]]:
+    """Configs whose shipped weights know this scanner and its test signals.
+
+    All networks of a page are shown the same signals: the config comes back with the
+    sampling that these weights were trained with.
+    """
     from mpi_jax import pretrained
 
     names = []
     for name in configs.SHIPPED:
         metadata = pretrained.load_weights(pretrained.shipped(name))[1]
         other = configs.from_dict(metadata["config"])
-        if (other.scanner, other.data.test_snr_db) == (
-            config.scanner,
-            config.data.test_snr_db,
-        ):
+        oversample = other.scanner.oversample
+        scanner = dataclasses.replace(config.scanner, oversample=oversample)
+        signals = (other.scanner, other.data.test_snr_db)
+        if signals == (scanner, config.data.test_snr_db):
+            config = dataclasses.replace(config, scanner=scanner)
             names.append(name)
-    return names
+    return config, names
 
 
 def _table(lines: Sequence[results.Line]) -> str:

@@ -19,12 +19,17 @@ def line(label, family, psnr):
 
 
 def test_weights_of_the_same_scanner_join():
+    """In their sampling, which is older than that of the presets of today."""
     metadata = pretrained.load_weights(pretrained.shipped("small32"))[1]
-    config = configs.from_dict(metadata["config"])
-    assert demo._of_this_scanner(config) == ["small32"]
-    louder = dataclasses.replace(config.data, test_snr_db=20.0)
-    assert demo._of_this_scanner(dataclasses.replace(config, data=louder)) == []
-    assert demo._of_this_scanner(configs.get("paper")) == []
+    stored = configs.from_dict(metadata["config"])
+    assert demo._beside(stored) == (stored, ["small32"])
+    config, names = demo._beside(configs.get("small"))
+    assert names == ["small32"] and config.scanner == stored.scanner
+    assert (config.scanner.oversample, config.name) == (1, "small")
+    louder = dataclasses.replace(stored.data, test_snr_db=20.0)
+    louder = dataclasses.replace(stored, data=louder)
+    assert demo._beside(louder) == (louder, [])
+    assert demo._beside(configs.get("paper")) == (configs.get("paper"), [])
 
 
 def test_table_is_short_and_in_columns():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -313,6 +314,9 @@ def test_a_slice_beside_the_scanned_plane_has_no_x_space_image():
             xspace.reconstruct(s, signal)
         with pytest.raises(ValueError, match="within the grid's slice"):
             jax.jit(lambda u, s=s: xspace.reconstruct(s, u))(signal)
+        device = jax.tree.map(jnp.asarray, s)
+        with pytest.raises(ValueError, match="within the grid's slice"):
+            jax.jit(lambda u, s=device: xspace.reconstruct(s, u))(signal)
     # Where the offset moves the scanned plane into the slice, and a hair beside it.
     for s in (beside(-1e-3, selection_field=up), beside(1e-5)):
         assert np.isfinite(xspace.reconstruct(s, u)).all()
