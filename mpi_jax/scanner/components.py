@@ -207,7 +207,7 @@ class DriveField:
 
         Example:
           >>> field, rate = DriveField((12e-3, 0.0, 0.0), (4, 0, 0)).field()
-          >>> (1e3 * field[:, 0]).round(3).tolist()
+          >>> [round(1e3 * float(x), 3) for x in field[:, 0]]
           [0.0, 12.0, 0.0, -12.0]
         """
         angle = 2 * np.pi * self.turns()
