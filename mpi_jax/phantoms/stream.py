@@ -61,7 +61,7 @@ def sample_with_mask(
     Returns:
       concentration [ny, nx] in [0, 1], and boolean [ny, nx].
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> image, mask = sample_with_mask(random.key(0), grid, "bars")
@@ -94,7 +94,7 @@ def sample(
     Raises:
       ValueError: on an unknown family or split, and on grids that aren't images.
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> sample(random.key(0), grid, "bars").shape
@@ -128,7 +128,7 @@ def image(split: str, index, grid) -> Float[Array, "ny nx"]:
     Raises:
       ValueError: on an unknown split, an index below 0, and grids that aren't images.
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> image("test", 0, grid).shape
@@ -161,7 +161,7 @@ def indices(
       ValueError: for families that are unknown, repeated or none, and for fewer images
         than one of each family.
 
-    Example:
+    Examples:
       >>> print(indices(jnp.arange(4), ("bars", "vessels")))
       [ 0  5  6 11]
     """
@@ -222,7 +222,7 @@ def batch(
     Raises:
       ValueError: as `indices`, and on size < 1.
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> images, masks, family = batch("train", 0, 2, grid, families=("bars",))
@@ -240,23 +240,23 @@ def batch(
     stride = len(chosen)
     first = (np.arange(stride) - start) % stride  # place in the batch, per family
     turns = np.arange(-(-size // stride))
-    own = indices(start + first[:, None] + stride * turns[None], families, images)
-    values = jax.vmap(lambda index: _values(_key(split, index)))(own.reshape(-1))
-    values = values.reshape(*own.shape, *values.shape[1:])
-    drawn: dict[int, list[Array]] = {}
+    numbers = indices(start + first[:, None] + stride * turns[None], families, images)
+    values = jax.vmap(lambda index: _values(_key(split, index)))(numbers.reshape(-1))
+    values = values.reshape(*numbers.shape, *values.shape[1:])
+    by_slot: dict[int, list[Array]] = {}
     for kind in dict.fromkeys(KIND_OF[FAMILIES[number]] for number in chosen):
         slots = [i for i, n in enumerate(chosen) if KIND_OF[FAMILIES[n]] == kind]
 
         def make(item, kind=kind):
             return picture(item[0], half, split, item[1], shape, kind)
 
-        items = values[np.asarray(slots)], drawn[np.asarray(slots)] % len(FAMILIES)
+        items = values[np.asarray(slots)], numbers[np.asarray(slots)] % len(FAMILIES)
         items = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), items)
         parts = _each(make, items)
         parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]
-        drawn |= {i: part for i, *part in zip(slots, *parts, strict=True)}
+        by_slot |= {i: part for i, *part in zip(slots, *parts, strict=True)}
     pictures, masks = (
-        jnp.stack(p) for p in zip(*(drawn[i] for i in range(stride)), strict=True)
+        jnp.stack(p) for p in zip(*(by_slot[i] for i in range(stride)), strict=True)
     )
     slot = (start + place) % stride
     turn = (place - first[slot]) // stride
@@ -280,7 +280,7 @@ def mask(concentration: Float[Array, "*batch ny nx"]) -> Bool[Array, "*batch ny 
     Raises:
       ValueError: on numbers that are complex, NaN or infinite, where they are concrete.
 
-    Example:
+    Examples:
       >>> print(mask(jnp.array([[1.0, 0.4], [0.6, 0.0]])))
       [[ True False]
        [ True False]]

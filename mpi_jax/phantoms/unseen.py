@@ -214,7 +214,7 @@ def colonise(
 
     Args: positions and lengths in one unit of any kind.
 
-    Example:
+    Examples:
       >>> nodes, parents = colonise(np.array([[0.0, 0.1]]), np.zeros(2), step=0.03)
       >>> parents.tolist()
       [0, 0, 1, 2]
@@ -258,7 +258,7 @@ def murray_radii(parents: Int[np.ndarray, " N"], tip: float) -> Float[np.ndarray
       parents: of each node, as `colonise` gives them.
       tip: radius of the tips, any unit; the result has it, too.
 
-    Example:
+    Examples:
       >>> murray_radii(np.array([0, 0, 0]), 1.0).round(2).tolist()
       [1.26, 1.0, 1.0]
     """
@@ -341,20 +341,20 @@ def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Imag
     Raises:
       ValueError: on other names and on grids that aren't images.
 
-    Example:
+    Examples:
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> sample(jax.random.key(0), grid, "star").shape
       (8, 8)
     """
     expect(name in NAMES, "name", f"one of {', '.join(NAMES)}", repr(name))
     expect(len(grid.shape) == 2, "grid.shape", "(ny, nx)", grid.shape)
+    ny, nx = grid.shape
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     level = 1.0 if rng.random() < 0.5 else rng.uniform(0.2, 1)
     sides = np.asarray(grid.field_of_view, float)[:2]
     half = sides / sides.min() / 2
     if name in _SLICES:
-        return level * _open_mpi(rng, grid.shape, half, name)
-    ny, nx = grid.shape
+        return level * _open_mpi(rng, (ny, nx), half, name)
     paint = _PAINT[name](rng)
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in grid.shape)
     x = ((np.arange(nx * sx) + 0.5) / (nx * sx) * 2 - 1) * half[0]
@@ -377,7 +377,7 @@ def batch(name: str, count: int, grid: Grid) -> Float[np.ndarray, "count ny nx"]
     Raises:
       ValueError: on other names, counts and grids.
 
-    Example:
+    Examples:
       >>> batch("blobs", 2, Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))).shape
       (2, 8, 8)
     """

@@ -10,7 +10,10 @@ from mpi_jax import mdf, scanner
 # 2.5 MHz / (10, 8): 40 samples, 21 frequencies, 62.5 kHz apart.
 C, V, K, NY, NX = 2, 40, 21, 3, 4
 DRIVE = scanner.DriveField((12e-3, 12e-3, 0.0), (10, 8, 0), (0.25, 0.25, 0.0))
-FLAT = dataclasses.replace(scanner.open_mpi_2d((NY, NX)), drive_field=DRIVE)
+# Point samples: of so short a period a low pass leaves few harmonics.
+FLAT = dataclasses.replace(
+    scanner.open_mpi_2d((NY, NX), oversample=1), drive_field=DRIVE
+)
 
 
 def changed(header, **changes):
