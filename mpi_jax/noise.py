@@ -38,7 +38,7 @@ def band_noise(key, u, frequency_selection):
     Raises:
       ValueError: on complex u, or a selection of another shape or of nothing.
 
-    Example:
+    Examples:
       >>> low = np.broadcast_to(np.arange(5) < 3, (2, 5))
       >>> noise = band_noise(jax.random.key(0), jnp.zeros((2, 8)), low)
       >>> bool(jnp.all(jnp.abs(spectrum(noise)[:, 3:]) < 1e-5))
@@ -81,7 +81,7 @@ def signals(
     Raises:
       ValueError: on scanners of different scaling, and as physics.voltage.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> s = scanner.paper(4)
       >>> signals(s, s, jnp.ones((1, 4, 4)), "tensor").shape
@@ -103,7 +103,7 @@ def signals(
 def pink(samples: int) -> Float[np.ndarray, " K"]:
     """Power density [any unit] of 1/f noise at the rfft bins of a period, none at DC.
 
-    Example:
+    Examples:
       >>> print(pink(8))
       [0.         1.         0.5        0.33333333 0.25      ]
     """
@@ -116,7 +116,7 @@ def narrow_band(scanner: Scanner) -> Float[np.ndarray, " K"]:
     """Power density of a disturbance in the eleven bins around the third harmonic of the
     slowest drive frequency: in the midst of the signal.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> np.flatnonzero(narrow_band(scanner.paper(4))).tolist()
       [43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53]
@@ -151,7 +151,7 @@ def coloured_noise(
       ValueError: on a density of another length, negative or zero everywhere, and on u
         that is complex, NaN or infinite.
 
-    Example:
+    Examples:
       >>> u = jnp.ones((2, 8))
       >>> coloured_noise(jax.random.key(0), u, 20.0, pink(8)).shape
       (2, 8)
@@ -183,7 +183,7 @@ def coloured_noise(
 def check_snr(snr_db: Any) -> None:
     """ValueError for an SNR that is complex, NaN or -inf [dB]; inf: no noise.
 
-    Example:
+    Examples:
       >>> check_snr(float("nan"))
       Traceback (most recent call last):
       ValueError: snr_db: expected numbers [dB], inf for no noise, got nan
@@ -216,7 +216,7 @@ def noise_level(
     Raises:
       ValueError: on u that is complex, NaN or infinite, on an SNR that is NaN.
 
-    Example:
+    Examples:
       >>> print(noise_level(jnp.full((2, 8), 3.0), 20.0))
       [[0.3]]
     """
@@ -249,7 +249,7 @@ def add_noise(
     Raises:
       ValueError: as `noise_level`.
 
-    Example:
+    Examples:
       >>> u = jnp.ones((2, 8))
       >>> add_noise(jax.random.key(0), u, 40.0).shape
       (2, 8)
@@ -278,7 +278,7 @@ def thermal_noise_level(
     Raises:
       ValueError: where one of them isn't positive, or the temperature looks like Celsius.
 
-    Example:
+    Examples:
       >>> f"{thermal_noise_level(185e-6, 310.0, 1.25e6):.3g} V"
       '1.99e-09 V'
     """
@@ -312,7 +312,7 @@ def feed_through(
       ValueError: for other shapes, for numbers that are complex or not finite, and for
         harmonics that cannot be sampled.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> s = scanner.paper(4)
       >>> feed_through(s, 1e-9 * np.ones((2, 3, 1)), np.zeros((2, 3, 1))).shape
@@ -381,7 +381,7 @@ def measure(
     Raises:
       ValueError: on other shapes, and on values that are complex or not finite.
 
-    Example:
+    Examples:
       >>> frames, empty = measure(jax.random.key(0), jnp.ones((1, 2, 4)), jnp.zeros((2, 2, 4)))
       >>> frames.shape, empty.tolist()
       ((3, 2, 4), [True, False, True])

@@ -15,8 +15,7 @@ model="tensor" is the physics: the moment follows the direction of the field,
 whose terms are all smooth in z, so that values and derivatives stay finite where the
 field vanishes. model="mpirf" is the scalar kernel of the MPIRF simulator (Shen et al.,
 github.com/XiaoYaoNet/MPIRF), u = m beta dB/dt sum_p c_p L'(x_p): the part L/x of the
-tensor is missing, so it isn't the derivative of any magnetisation in 2D. It is here
-because published data was made with it.
+tensor is missing: no magnetisation in 2D has it. Published data was made with it.
 
 What follows the particles, all off by default, in this order: relaxation, background
 (`feed_through`), transfer function, noise (`measure`), band selection (system_matrix).
@@ -69,7 +68,7 @@ def langevin(z: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*
     which overflow. Both branches get harmless arguments where the other one holds, so
     that gradients are finite everywhere, 0 included.
 
-    Example:
+    Examples:
       >>> f, q = langevin(jnp.array([0.0, 4.0]))
       >>> print(f.round(4), q.round(4))
       [0.3333 0.2687] [-0.0444 -0.0237]
@@ -99,7 +98,7 @@ def default_float() -> np.dtype:
 def check_model(model: str) -> None:
     """ValueError unless it is one of MODELS.
 
-    Example:
+    Examples:
       >>> check_model("debye")
       Traceback (most recent call last):
       ValueError: model: expected one of ('tensor', 'mpirf'), got 'debye'
@@ -112,7 +111,7 @@ def check_simulation(scanner: Scanner, model: str) -> None:
 
     Warns where filters act on a signal that was not oversampled.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> check_simulation(scanner.paper(8), "tensor")
     """
@@ -137,7 +136,7 @@ def tracer_kernel(
     Cores r = (d / median)^3 times the median's volume have moment and beta r times as
     large: <m beta D> = m beta (<r^2 f(r^2 z)> I + <r^4 q(r^2 z)> xi xi^T).
 
-    Example:
+    Examples:
       >>> f, q = tracer_kernel(Tracer(15e-9, diameter_spread=0.1), jnp.array([0.0]))
       >>> print(f"{f[0]:.4f}")
       0.3991
@@ -221,7 +220,7 @@ def response(
     Returns [C, T, P], unit as in the receiver's scaling. Raises ValueError on other shapes
     and models, on numbers that are complex or not finite, on several scanners in one.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> s = scanner.paper(8)
       >>> field, rate = s.drive_field.field()
@@ -256,7 +255,7 @@ def _response(scanner, drive_field, drive_rate, model):
 def inner(scanner: Scanner) -> Scanner:
     """The scanner as it is simulated: sampled finer, nothing behind the coils.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> scanner.paper(8).samples, inner(scanner.paper(8)).samples
       (1632, 3264)
@@ -277,7 +276,7 @@ def filtered(scanner: Scanner) -> bool:
 
     Raises ValueError where it does, on a drive field with a repeated end point (MPIRF's).
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> filtered(scanner.paper(8)), filtered(scanner.mpirf())
       (True, False)
@@ -311,7 +310,7 @@ def receive(
     [..., C, K], of scanner.samples samples, in the same unit. Raises ValueError on another
     number of bins, or numbers that are not finite.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> s = scanner.paper(8)
       >>> receive(s, jnp.ones((2, inner(s).samples // 2 + 1), complex)).shape
@@ -355,7 +354,7 @@ def pixel_spectra(
     unnormalised rfft [N, C, K], unit as in the receiver's scaling. Raises ValueError on
     another model, and on several scanners in one.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> pixel_spectra(scanner.paper(8), jnp.array([0, 63])).shape
       (2, 2, 817)
@@ -386,7 +385,7 @@ def block_starts(scanner: Scanner) -> tuple[np.ndarray, int]:
     The last block is moved back to end with the period: it repeats some samples instead
     of needing a padded copy.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> block_starts(scanner.paper(8))
       (array([0]), 1632)
@@ -422,7 +421,7 @@ def voltage(
         NaN or infinite (where it is concrete), on another model, and on several scanners
         in one.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> voltage(scanner.paper(8), np.eye(8)).shape  # 8 x 8 pixels of 1.6 mm
       (2, 1632)
@@ -472,7 +471,7 @@ def spectrum(u: Float[Array, "*batch V"]) -> Array:
     u [..., V] real gives [..., K = V//2 + 1] complex, unit of u. Raises ValueError on
     complex numbers, and on NaN or infinity where u is concrete.
 
-    Example:
+    Examples:
       >>> print(spectrum(jnp.array([1.0, 0.0, -1.0, 0.0])))
       [0.+0.j 2.+0.j 0.+0.j]
     """
@@ -488,7 +487,7 @@ def signal(
     spectra [..., K] gives [..., V = scanner.samples] real, in the same unit. Raises
     ValueError on another number of bins, and on NaN or infinity where concrete.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> signal(scanner.paper(8), jnp.ones((2, 817), complex)).shape
       (2, 1632)

@@ -50,7 +50,7 @@ def simulate(scanner: Scanner, model: str = "tensor") -> Float[Array, "C V P"]:
     Raises:
       ValueError: on another model, and on several scanners in one.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> simulate(scanner.paper(8)).shape
       (2, 1632, 64)
@@ -130,7 +130,7 @@ def simulate_rows(
       ValueError: on a selection of another shape or of nothing, on another model, and on
         several scanners in one.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> s = scanner.paper(8)
       >>> selected = frequency_selection(s, min_frequency=80e3, max_frequency=90e3)
@@ -172,7 +172,7 @@ def row_energies(
     Raises:
       ValueError: on stride < 1, on another model, and on several scanners in one.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> row_energies(scanner.paper(8), stride=4).shape
       (2, 817)
@@ -227,7 +227,7 @@ def strongest(
     Raises:
       ValueError: where there are fewer than that, and on energies that are not finite.
 
-    Example:
+    Examples:
       >>> strongest(np.array([[1.0, 3.0, 2.0]]), 2).tolist()
       [[False, True, True]]
     """
@@ -267,7 +267,7 @@ def forward(
       ValueError: where the pixels don't fit the matrix, and on a concentration that is
         complex, NaN or infinite (where it is concrete).
 
-    Example:
+    Examples:
       >>> forward(np.ones((2, 5, 4)), np.ones((3, 2, 2))).shape
       (3, 2, 5)
     """
@@ -316,7 +316,7 @@ def to_frequency(matrix: Float[Array | np.ndarray, "C V P"]) -> Complex[Array, "
     Raises:
       ValueError: on a matrix that is complex, NaN or infinite (where it is concrete).
 
-    Example:
+    Examples:
       >>> to_frequency(np.ones((2, 8, 3))).shape
       (2, 5, 3)
     """
@@ -350,7 +350,7 @@ def select_rows(
       ValueError: on a selection of another shape or of nothing, and on spectra that are
         NaN or infinite (where they are concrete).
 
-    Example:
+    Examples:
       >>> selected = np.array([[False, True, True], [False, False, True]])
       >>> print(select_rows(np.arange(6.0).reshape(2, 3) + 0j, selected).real)
       [1. 2. 5.]
@@ -399,7 +399,7 @@ def frequency_selection(
     Raises:
       ValueError: where nothing is left.
 
-    Example:
+    Examples:
       >>> from mpi_jax import scanner
       >>> selected = frequency_selection(scanner.paper(8), min_frequency=80e3)
       >>> selected.shape, int(selected.sum())

@@ -12,8 +12,6 @@ ROOMS = (
     *("scanner", "physics", "noise", "system_matrix", "reconstruct", "phantoms"),
     *("mdf", "metrics"),
 )
-# Rooms in which each public function has an example of its own.
-COMPLETE = ("reconstruct", "mdf", "metrics")
 # Shared by the modules of a room, without a place in its documentation.
 SHARED = {"expect", "matmul", "parameter", "rows", "columns", "system"}
 CHECKS = ("check_", "need_")
@@ -78,8 +76,8 @@ def public(room):
                 yield f"{name(path)}:{node.name}", ast.get_docstring(node) or ""
 
 
-@pytest.mark.parametrize("room", COMPLETE)
+@pytest.mark.parametrize("room", ROOMS)
 def test_public_functions_have_an_example(room):
     found = dict(public(room))
-    assert len(found) > 10
+    assert len(found) > 3
     assert not [where for where, text in found.items() if ">>> " not in text]

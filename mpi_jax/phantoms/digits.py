@@ -97,7 +97,7 @@ def strokes(start, end, radius, owner, visible, thickest) -> Proposal:
     Lengths in units of the field of view. owner [items]: number of the object it belongs
     to; visible [items]: boolean; thickest [items] or a number: 0 for flat ones.
 
-    Example:
+    Examples:
       >>> ends, radius = jnp.zeros((1, 2)), jnp.full((1, 2), 0.5)
       >>> strokes(ends, ends + 1, radius, jnp.arange(1), radius[:, 0] > 0, 0.0).upper
       Array([[1.5, 1.5]], dtype=float32)

@@ -200,7 +200,7 @@ def polygons(corners, wall, visible) -> Proposal:
     Lengths in units of the field of view. wall [objects]: thickness, large for filled
     ones; visible [objects]: boolean.
 
-    Example:
+    Examples:
       >>> corners = jnp.array([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
       >>> polygons(corners, jnp.ones(1), jnp.ones(1, bool)).upper.tolist()
       [[1.0, 1.0]]

@@ -64,7 +64,7 @@ def phantom(
       ValueError: on an unknown name, on an odd supersampling or one below 2, and on any
         for the exact `concentration`.
 
-    Example:
+    Examples:
       >>> grid = Grid((5, 5, 5), (25e-3, 25e-3, 25e-3))
       >>> phantom("shape", grid, supersampling=2).shape
       (5, 5, 5)

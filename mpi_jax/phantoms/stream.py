@@ -61,7 +61,7 @@ def sample_with_mask(
     Returns:
       concentration [ny, nx] in [0, 1], and boolean [ny, nx].
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> image, mask = sample_with_mask(random.key(0), grid, "bars")
@@ -94,7 +94,7 @@ def sample(
     Raises:
       ValueError: on an unknown family or split, and on grids that aren't images.
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> sample(random.key(0), grid, "bars").shape
@@ -128,7 +128,7 @@ def image(split: str, index, grid) -> Float[Array, "ny nx"]:
     Raises:
       ValueError: on an unknown split, an index below 0, and grids that aren't images.
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> image("test", 0, grid).shape
@@ -161,7 +161,7 @@ def indices(
       ValueError: for families that are unknown, repeated or none, and for fewer images
         than one of each family.
 
-    Example:
+    Examples:
       >>> print(indices(jnp.arange(4), ("bars", "vessels")))
       [ 0  5  6 11]
     """
@@ -222,7 +222,7 @@ def batch(
     Raises:
       ValueError: as `indices`, and on size < 1.
 
-    Example:
+    Examples:
       >>> from mpi_jax.scanner import Grid
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> images, masks, family = batch("train", 0, 2, grid, families=("bars",))
@@ -280,7 +280,7 @@ def mask(concentration: Float[Array, "*batch ny nx"]) -> Bool[Array, "*batch ny 
     Raises:
       ValueError: on numbers that are complex, NaN or infinite, where they are concrete.
 
-    Example:
+    Examples:
       >>> print(mask(jnp.array([[1.0, 0.4], [0.6, 0.0]])))
       [[ True False]
        [ True False]]

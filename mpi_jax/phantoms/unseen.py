@@ -214,7 +214,7 @@ def colonise(
 
     Args: positions and lengths in one unit of any kind.
 
-    Example:
+    Examples:
       >>> nodes, parents = colonise(np.array([[0.0, 0.1]]), np.zeros(2), step=0.03)
       >>> parents.tolist()
       [0, 0, 1, 2]
@@ -258,7 +258,7 @@ def murray_radii(parents: Int[np.ndarray, " N"], tip: float) -> Float[np.ndarray
       parents: of each node, as `colonise` gives them.
       tip: radius of the tips, any unit; the result has it, too.
 
-    Example:
+    Examples:
       >>> murray_radii(np.array([0, 0, 0]), 1.0).round(2).tolist()
       [1.26, 1.0, 1.0]
     """
@@ -341,7 +341,7 @@ def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Imag
     Raises:
       ValueError: on other names and on grids that aren't images.
 
-    Example:
+    Examples:
       >>> grid = Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))
       >>> sample(jax.random.key(0), grid, "star").shape
       (8, 8)
@@ -377,7 +377,7 @@ def batch(name: str, count: int, grid: Grid) -> Float[np.ndarray, "count ny nx"]
     Raises:
       ValueError: on other names, counts and grids.
 
-    Example:
+    Examples:
       >>> batch("blobs", 2, Grid((8, 8), (12.8e-3, 12.8e-3, 1e-3))).shape
       (2, 8, 8)
     """

@@ -28,7 +28,7 @@ def murray(share: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, 
     r^3, so r_p^3 = r_1^3 + r_2^3, and least work gives the angle to the parent,
     cos a_1 = (r_p^4 + r_1^4 - r_2^4) / (2 r_p^2 r_1^2).
 
-    Example:
+    Examples:
       >>> radius, angle = murray(jnp.array(0.5))
       >>> f"{radius:.3f}, {math.degrees(angle):.1f} degrees"
       '0.794, 37.5 degrees'

@@ -75,7 +75,7 @@ def _register(cls):
 def array(values):
     """A list of numbers in float64, or of tracers as a traced array.
 
-    Example:
+    Examples:
       >>> array([1, 2])
       array([1., 2.])
     """

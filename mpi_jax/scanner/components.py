@@ -63,7 +63,7 @@ class Tracer:
     Numbers, one of each; jax.vmap makes several tracers of stacked ones. A number that
     only makes sense in another unit is refused with the number that was probably meant.
 
-    Example:
+    Examples:
       >>> tracer = Tracer(core_diameter=30e-9)
       >>> f"{tracer.beta:.1f} 1/T"
       '2794.3 1/T'
@@ -148,7 +148,7 @@ class DriveField:
     ("sine", "triangle", "sine") a Cartesian one: n fast lines a slow period, evenly
     spaced, up and down again.
 
-    Example:
+    Examples:
       >>> drive = DriveField((12e-3, 12e-3, 0.0), (102, 96, 0))
       >>> drive.samples
       1632
@@ -206,7 +206,7 @@ class DriveField:
 
         From integers: 2 pi f t with a float32 time is wrong by 1e-5 and more.
 
-        Example:
+        Examples:
           >>> print(DriveField((12e-3, 0.0, 0.0), (4, 0, 0)).turns()[:, 0])
           [0.   0.25 0.5  0.75]
         """
@@ -217,7 +217,7 @@ class DriveField:
     def field(self) -> tuple[Float[Array, "V 3"], Float[Array, "V 3"]]:
         """Drive field [V, 3] T and its time derivative [V, 3] T/s over one period.
 
-        Example:
+        Examples:
           >>> field, rate = DriveField((12e-3, 0.0, 0.0), (4, 0, 0)).field()
           >>> f"{1e3 * field[1, 0]:.1f} mT"
           '12.0 mT'
@@ -252,7 +252,7 @@ class SelectionField:
     gradient [3, 3] T/m, symmetric and free of divergence (trace 0); offset [3] T.
     diag(-g, g, 0) has a field-free line along z. Offsets shift the scanned patch.
 
-    Example:
+    Examples:
       >>> field = SelectionField(np.diag([-1.0, -1.0, 2.0]))
       >>> print(field.offset)
       [0. 0. 0.]
@@ -290,7 +290,7 @@ class Receiver:
     up to half the sampling rate (an ideal low-pass); 1 samples the signal as it is, and
     harmonics beyond fold back. V stays DriveField.samples, whatever it is.
 
-    Example:
+    Examples:
       >>> coils = Receiver(np.eye(2, 3), oversample=2)  # x and y
       >>> coils.scaling
       'moment'
@@ -322,7 +322,7 @@ class Receiver:
 class Scanner:
     """Everything that turns a concentration on a grid into a voltage.
 
-    Example:
+    Examples:
       >>> s = Scanner(
       ...     Tracer(),
       ...     DriveField((12e-3, 12e-3, 0.0), (102, 96, 0)),
@@ -375,7 +375,7 @@ class Scanner:
         Several go through jax.vmap, where each is one. Tracer parameters are numbers:
         maps over the voxels are not supported.
 
-        Example:
+        Examples:
           >>> several = Tracer(core_diameter=np.array([20e-9, 30e-9]))
           >>> s = Scanner(
           ...     several,
@@ -435,7 +435,7 @@ class Scanner:
         Raises ValueError where the selection field vanishes along a line; a gradient
         that is traced (jit, grad) can't be looked at, and then gives infinite numbers.
 
-        Example:
+        Examples:
           >>> from mpi_jax import scanner
           >>> position, velocity = scanner.paper(8).field_free_point()
           >>> f"{1e3 * position[:, 0].max():.1f} mm"
@@ -450,7 +450,7 @@ class Scanner:
     def frequencies(self) -> np.ndarray:
         """Frequency of each rfft bin [K] Hz, K = V // 2 + 1.
 
-        Example:
+        Examples:
           >>> from mpi_jax import scanner
           >>> f"{scanner.paper(8).frequencies()[-1] / 1e6:.2f} MHz"
           '1.25 MHz'
@@ -465,7 +465,7 @@ class CalibratedScanner:
     Stands for a Scanner where the signals come from a measured system matrix. Tracer,
     fields and coils are not known. sampling_rate [Hz].
 
-    Example:
+    Examples:
       >>> s = CalibratedScanner(Grid((8, 8), (24e-3, 24e-3, 1e-3)), 2, 1632, 2.5e6)
       >>> s.frequencies().shape
       (817,)

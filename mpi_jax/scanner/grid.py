@@ -27,7 +27,7 @@ class Grid:
     field_of_view [3] (x, y, z) m, edge to edge (z: slice thickness of an image),
     centre [3] m. Pixel centres lie at (i + 1/2) * pitch from the edge.
 
-    Example:
+    Examples:
       >>> grid = Grid((4, 8), (16e-3, 8e-3, 1e-3))
       >>> grid.size, grid.counts
       (32, (8, 4, 1))
@@ -68,7 +68,7 @@ class Grid:
     def axes(self) -> tuple[Array, Array, Array]:
         """x of each column, y of each row, z of each slice [m]; y falls with the row.
 
-        Example:
+        Examples:
           >>> x, y, z = Grid((2, 2), (2e-3, 2e-3, 1e-3)).axes()
           >>> print(x, y)
           [-0.0005  0.0005] [ 0.0005 -0.0005]
@@ -84,7 +84,7 @@ class Grid:
     def positions(self) -> Float[Array, "P 3"]:
         """Pixel centres [P, 3] m, flat in the order of `image.reshape(-1)`.
 
-        Example:
+        Examples:
           >>> Grid((2, 3), (3e-3, 2e-3, 1e-3)).positions().shape
           (6, 3)
         """
@@ -100,7 +100,7 @@ class Grid:
         signals of a refined grid are factor^(number of axes) larger; "si" is per volume.
         Raises ValueError unless factor is an integer >= 1.
 
-        Example:
+        Examples:
           >>> Grid((2, 3), (3e-3, 2e-3, 1e-3)).refined(2).shape
           (4, 6)
         """
@@ -116,7 +116,7 @@ class Grid:
         Returns [..., *shape]. Raises ValueError on axes that are not multiples of this
         grid's, and on images that are complex, NaN or infinite.
 
-        Example:
+        Examples:
           >>> print(Grid((1, 2), (2e-3, 1e-3, 1e-3)).average(np.ones((2, 4))))
           [[1. 1.]]
         """

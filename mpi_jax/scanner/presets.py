@@ -46,7 +46,7 @@ class MPIRFDriveField(DriveField):
 
     Only for comparison with files of that simulator.
 
-    Example:
+    Examples:
       >>> MPIRFDriveField((12e-3, 12e-3, 0.0), (102, 96, 0)).samples
       1633
     """
@@ -101,7 +101,7 @@ def paper(
       oversample: see Receiver; at 1 harmonics beyond 1.25 MHz fold back, 3.3 % of the
         system matrix.
 
-    Example:
+    Examples:
       >>> s = paper(64)
       >>> s.channels, s.samples, s.grid.shape
       (2, 1632, (64, 64))
@@ -144,7 +144,7 @@ def mpirf(
       saturation_magnetisation: [A/m].
       temperature: [K].
 
-    Example:
+    Examples:
       >>> s = mpirf(amplitude=(1.6e-3, 1.6e-3))
       >>> s.samples, s.grid.shape
       (1633, (17, 17))
@@ -202,7 +202,7 @@ def circular_coil(
       ValueError: on a radius that isn't positive or looks like millimetres, fewer
         segments, or an axis of zeros.
 
-    Example:
+    Examples:
       >>> grid = Grid((4, 4), (12e-3, 12e-3, 1e-3))
       >>> coil = circular_coil(grid, radius=0.05, centre=(0, 0, 0), axis=(0, 0, 1))
       >>> coil.shape
@@ -252,7 +252,7 @@ def open_mpi_2d(
       tracer: perimag by default, with a core size that is not documented.
       oversample: see Receiver.
 
-    Example:
+    Examples:
       >>> open_mpi_2d(19).grid.shape
       (19, 19)
     """
@@ -278,7 +278,7 @@ def open_mpi_3d(
 
     Args: as `open_mpi_2d`, with shape (nz, ny, nx) or one integer for all three.
 
-    Example:
+    Examples:
       >>> s = open_mpi_3d(5)
       >>> s.channels, s.samples
       (3, 53856)
