@@ -23,7 +23,7 @@ from mpi_jax._checks import (
     concrete,
     expect,
 )
-from mpi_jax.physics import _dtype, receive, signal, spectrum
+from mpi_jax.physics import default_float, receive, signal, spectrum
 from mpi_jax.scanner import BOLTZMANN, Scanner
 
 
@@ -166,8 +166,8 @@ def coloured_noise(
         and density.min() >= 0
         and density.any(),
         "density",
-        f"{bins} finite numbers >= 0, not all 0, one for each rfft bin of {samples} "
-        "samples",
+        f"{bins} numbers >= 0, finite and not all 0, one for each rfft bin of "
+        f"{samples} samples",
         f"shape {density.shape}, {brief(density)}",
     )
     # Bins without a mirror image count once, the others twice.
@@ -338,8 +338,8 @@ def feed_through(
     turns = (drive.turns()[..., None] * harmonics) % 1
     driven = np.array([n > 0 for n in drive.divider])[:, None]
     tables = np.cos(2 * np.pi * turns) * driven, np.sin(2 * np.pi * turns) * driven
-    start = 2 * np.pi * jnp.asarray(phase, _dtype())
-    a = jnp.asarray(amplitude, _dtype())
+    start = 2 * np.pi * jnp.asarray(phase, default_float())
+    a = jnp.asarray(amplitude, default_float())
     parts = a * jnp.cos(start), -a * jnp.sin(start)
     cosines, sines = (
         jnp.einsum("cdh,vdh->cv", part, table, precision="highest")

@@ -91,7 +91,8 @@ def langevin(z: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*
     return jnp.where(small, f_small, f), jnp.where(small, q_small, q)
 
 
-def _dtype():
+def default_float() -> np.dtype:
+    """The real numbers that JAX computes with: float32, or float64 with x64."""
     return jnp.result_type(float)
 
 
@@ -230,12 +231,12 @@ def response(
     check_model(model)
     scanner.check_single()
     for name, value in (("drive_field", drive_field), ("drive_rate", drive_rate)):
-        shape = value.shape
-        expect(len(shape) == 2 and shape[1] == 3, name, "shape [T, 3]", list(shape))
+        shape = list(value.shape)
+        expect(shape[1:] == [3], name, "shape [T, 3]", shape)
         check_signal(name, value)
-    same = drive_field.shape == drive_rate.shape
-    expected = f"shape {list(drive_field.shape)} like drive_field"
-    expect(same, "drive_rate", expected, list(drive_rate.shape))
+    shape, expected = list(drive_rate.shape), list(drive_field.shape)
+    same = f"shape {expected} like drive_field"
+    expect(shape == expected, "drive_rate", same, shape)
     return _response(scanner, drive_field, drive_rate, model)
 
 
@@ -260,12 +261,10 @@ def inner(scanner: Scanner) -> Scanner:
       >>> scanner.paper(8).samples, inner(scanner.paper(8)).samples
       (1632, 3264)
     """
-    receiver, drive = scanner.receiver, scanner.drive_field
-    tracer = scanner.tracer
+    receiver, drive, tracer = scanner.receiver, scanner.drive_field, scanner.tracer
     if filtered(scanner):
-        drive = dataclasses.replace(
-            drive, oversampling=receiver.oversample * drive.oversampling
-        )
+        finer = receiver.oversample * drive.oversampling
+        drive = dataclasses.replace(drive, oversampling=finer)
         receiver = dataclasses.replace(receiver, transfer_function=None, oversample=1)
         tracer = dataclasses.replace(tracer, relaxation_time=None)
     return dataclasses.replace(
@@ -364,7 +363,7 @@ def pixel_spectra(
     check_model(model)
     scanner.check_single()
     simulated = inner(scanner)
-    drive, rate = (a.astype(_dtype()) for a in simulated.drive_field.field())
+    drive, rate = (a.astype(default_float()) for a in simulated.drive_field.field())
     coil = _sensitivity(scanner, drive.dtype)
     if coil.shape[-1] > 1:
         coil = coil[..., pixels]
@@ -437,7 +436,7 @@ def voltage(
         list(concentration.shape),
     )
     check_signal("concentration", concentration)
-    return _voltage(scanner, jnp.asarray(concentration, _dtype()), model)
+    return _voltage(scanner, jnp.asarray(concentration, default_float()), model)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -447,7 +446,7 @@ def _voltage(scanner, concentration, model):
         return signal(scanner, receive(scanner, spectrum(u)))
     batch = concentration.shape[: -len(scanner.grid.shape)]
     images = concentration.reshape(-1, scanner.grid.size).T
-    field, rate = (a.astype(_dtype()) for a in scanner.drive_field.field())
+    field, rate = (a.astype(default_float()) for a in scanner.drive_field.field())
     starts, length = block_starts(scanner)
 
     @jax.checkpoint

@@ -57,8 +57,9 @@ RESERVED = {
 }
 # Folders beside the package: programs that take mpi_jax as a user does.
 PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
-# Tests of what is no single module: the house, its pages, programs, data of others.
-BESIDE = {"layout", "doctest", "blocks", "measured", "mpirf", *PROGRAMS}
+# Tests of what is no single module: the house, its pages, programs, measured data and
+# simulators of others.
+BESIDE = {"layout", "init", "doctest", "blocks", "measured", "mpirf", *PROGRAMS}
 
 
 def imports(path, *, running=False):

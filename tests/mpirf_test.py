@@ -71,3 +71,27 @@ def test_mpirf_files_float32(golden, case):
     s = scanner.mpirf(**MPIRF_CASES[case])
     u = physics.voltage(s, golden[f"{case}/phantom"], model="mpirf")
     assert nrms(u, golden[f"{case}/voltage_xy"]) < 1e-6
+
+
+@pytest.mark.parametrize("x64, rtol", [(False, 1e-6), (True, 1e-8)])
+@pytest.mark.parametrize(
+    "model, norm, x100, y100",
+    [
+        ("tensor", 9.6588927244e-11, 5.2577872542e-12, 4.8586551591e-12),
+        ("mpirf", 3.5799010705e-11, 4.8397960343e-13, 5.0049995784e-13),
+    ],
+)
+def test_reference_numbers(x64, rtol, model, norm, x100, y100):
+    """One unit pixel, and an image of ones (the tensor model's norm is known)."""
+    images = np.zeros((2, 128, 128))
+    images[0, 32, 42] = 1
+    images[1] = 1
+    with jax.enable_x64(x64):
+        s = scanner.paper(oversample=1)  # the numbers are of point samples
+        u, ones = physics.voltage(s, images, model=model)
+        np.testing.assert_allclose(np.linalg.norm(u), norm, rtol=rtol)
+        np.testing.assert_allclose(u[:, 100], [x100, y100], rtol=5 * rtol)
+        if model == "tensor":
+            np.testing.assert_allclose(
+                np.linalg.norm(ones), 8.7444534678e-07, rtol=rtol
+            )

@@ -7,7 +7,7 @@ import pytest
 
 from mpi_jax import mdf, open_mpi, phantoms, physics
 from mpi_jax.cli.main import main
-from mpi_jax.methods import linear
+from mpi_jax.methods import choice
 from mpi_jax.scanner import Grid
 
 CENTRES = 1e-3 * np.array([(0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -2.0, 1.0)])
@@ -127,7 +127,7 @@ def test_command_line_chooses_lam_for_several_tracers(files, capsys, tmp_path):
     file = mdf.read(one)
     parameters = file.reconstruction.parameters
     lam = float(np.ravel(parameters["lam"])[0])
-    assert parameters["lam_rule"] == "l_curve" and lam in linear.LAMS
+    assert parameters["lam_rule"] == "l_curve" and lam in choice.CANDIDATES["lam"]
     assert (tmp_path / "one_lam.png").stat().st_size > 1000
     # The same image as with that number, and half of it for each of two equal tracers.
     again = tmp_path / "again.npz"

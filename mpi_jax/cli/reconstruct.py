@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mpi_jax import configs
+from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli import reconstruct_mdf
 from mpi_jax.cli.files import MDF, check_out, read_npz
 from mpi_jax.methods.settings import Settings
@@ -63,6 +64,8 @@ def run(options: Options) -> None:
         reconstruct_mdf.run(options, method)
     else:
         _refuse_mdf_options(options)
+        if not _is_network(options):
+            _method(options)  # before any work
         _reconstruct_npz(options)
 
 
@@ -79,8 +82,7 @@ def _check_source(options: Options) -> None:
     named = [name for name, is_given in given.items() if is_given]
     if len(named) > 1:
         raise ValueError(f"{named[1]}: expected none with {named[0]}")
-    shipped = options.method is None or options.method in configs.SHIPPED
-    if not (shipped or named):
+    if not (_is_network(options) or named):
         raise ValueError(
             f"--method {options.method}: expected one of {', '.join(given)} with it"
         )
@@ -89,7 +91,8 @@ def _check_source(options: Options) -> None:
             "--method: expected a classical method with --system-matrix, got none"
         )
     knows = options.method in configs.SHIPPED
-    if knows and (options.system_matrix or options.run):
+    others = options.system_matrix or options.run
+    if knows and (others or options.config not in (None, options.method)):
         raise ValueError(
             f"--method {options.method}: expected no other scanner, for this network "
             "knows its own; for the network of a run leave --method out"
@@ -97,14 +100,23 @@ def _check_source(options: Options) -> None:
 
 
 def _method(options: Options) -> methods.Method:
-    """A classical method by its name."""
-    from mpi_jax import methods
+    """A classical method by its name, once its settings are looked at."""
+    from mpi_jax.methods import METHODS
 
-    assert options.method is not None
-    try:
-        return methods.get(options.method)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from None
+    classical = [name for name, one in METHODS.items() if one.kind == "classical"]
+    named = options.method or ""
+    expect_one_of("--method", named, (*classical, *configs.SHIPPED))
+    if named in configs.SHIPPED:
+        raise ValueError(
+            f"--method {named}: expected a classical method for MDF measurements, for "
+            "this network knows its own scanner"
+        )
+    METHODS[named].complete(options.settings)
+    return METHODS[named]
+
+
+def _is_network(options: Options) -> bool:
+    return options.method is None or options.method in configs.SHIPPED
 
 
 def _refuse_mdf_options(options: Options) -> None:
@@ -124,6 +136,7 @@ def _refuse_mdf_options(options: Options) -> None:
 
 
 def _reconstruct_npz(options: Options) -> None:
+    import jax.numpy as jnp
     import numpy as np
 
     from mpi_jax import _files, report
@@ -131,7 +144,7 @@ def _reconstruct_npz(options: Options) -> None:
     measured = read_npz(options.measurement, "voltage")
     door = _by_matrix if options.system_matrix else _by_scanner
     method, problem, u = door(options, measured["voltage"])
-    made = method.prepare(problem, options.settings)(u)
+    made = method.prepare(problem, options.settings)(jnp.asarray(u))
     image = np.asarray(made.image)
     arrays = {"image": image}
     about = {"method": method.name, **method.complete(options.settings)}
@@ -169,9 +182,10 @@ def _by_scanner(
     """By the scanner of a config, of a run or of shipped weights."""
     from mpi_jax import data, methods, runs
 
-    if options.method is None or options.method in configs.SHIPPED:
+    if _is_network(options):
         network = _network(options)
         method, config = network.method, network.config
+        method.complete(options.settings)  # refused before any work
     else:
         method = _method(options)
         if options.run is not None:

@@ -140,7 +140,7 @@ def show_choice(out: Path, choice: methods.Choice) -> None:
         choice.candidates,
         np.asarray(choice.curve.residual)[0],
         np.asarray(choice.curve.solution)[0],
-        int(choice.curve.index[0]),
+        int(choice.curve.corner[0]),
         middle[:, middle.shape[1] // 2],
     )
     if choice.unmet.any():

@@ -151,12 +151,19 @@ class Case:
     voltage: Float[Array, "*shape"]
     image: Images | None = None
     mask: Array | None = None
-    score: Callable[..., dict[str, np.ndarray]] | None = None
+    score: Callable[..., dict[str, Array]] | None = None
     shows: tuple[str, ...] = ("psnr",)
     peak: float = 1.0
     paired: bool | None = False
     against: dict[str, str] | None = None
     tuned_on: data.Examples | None = None
+
+    @property
+    def truth(self) -> tuple[Images, Array]:
+        """Images and masks; ValueError where there are none to compare with."""
+        if self.image is None or self.mask is None:
+            raise ValueError(f"case {self.name}: expected images and masks, got none")
+        return self.image, self.mask
 
 
 QUANTITIES = {
@@ -175,13 +182,21 @@ class Context:
     """What all suites work with. The simulator is the operator that makes the data."""
 
     config: Config
-    problem: methods.Problem | None
+    problem: methods.Problem
     truth: data.Examples  # noise-free, in distribution
     methods: dict[str, methods.Ready]
     lacks: dict[str, tuple[str, ...]]  # of networks: families they were trained without
-    V: Array | None  # [P, k] of the singular values above CUT
+    V: Array  # [P, k] of the singular values above CUT
     validation: data.Examples  # noise-free
     simulator: data.ForwardModel
+
+    @property
+    def scanner(self) -> Scanner:
+        """The simulated one; TypeError for one that is known by its calibration."""
+        scanner = self.simulator.scanner
+        if not isinstance(scanner, Scanner):
+            raise TypeError(f"simulator: expected a simulated scanner, got {scanner}")
+        return scanner
 
     @property
     def snr(self) -> float:
@@ -199,8 +214,9 @@ def against_truth(
     made = method.solve(case.voltage)
     image = jnp.clip(made.image, 0, case.peak)
     mask = method.mask(made._replace(image=image))
-    scores = metrics.scores(image, case.image, mask, case.mask, case.peak)
-    energy, error = unseen(context.V, image, case.image)
+    truth, true_mask = case.truth
+    scores = metrics.scores(image, truth, mask, true_mask, case.peak)
+    energy, error = unseen(context.V, image, truth)
     return {**scores, "unseen_energy": energy, "unseen_error": error}
 
 
@@ -248,9 +264,9 @@ def _families(context: Context) -> Iterator[Case]:
 
 def _drawn(context: Context, name: str, label: str) -> Case:
     grid = context.simulator.scanner.grid
-    image = phantoms.unseen.batch(name, len(context.truth.image), grid)
+    count = len(context.truth.image)
+    image = jnp.asarray(phantoms.unseen.batch(name, count, grid))
     u = system_matrix.forward(context.simulator.matrix, image)
-    image = jnp.asarray(image)
     return Case(label, context.noisy(u), image, phantoms.mask(image))
 
 
@@ -265,7 +281,7 @@ def _vessels(context: Context) -> Iterator[Case]:
 
 def _snr(context: Context) -> Iterator[Case]:
     t, v = context.truth, context.validation
-    scanner = context.simulator.scanner
+    scanner = context.scanner
     test, validation = (jax.random.key(SEED + n) for n in (0, 1))
 
     def case(name, noise, **options):
@@ -288,7 +304,7 @@ def _snr(context: Context) -> Iterator[Case]:
 
 def _operator(context: Context) -> Iterator[Case]:
     t, model = context.truth, context.config.scanner.model
-    nominal = context.simulator.scanner
+    nominal = context.scanner
 
     def case(name, scanner, model=model):
         u = context.noisy(signals(nominal, scanner, t.image, model))

@@ -175,7 +175,7 @@ def _line(
 ) -> results.Figure3Line:
     above = f"above {ready.threshold:g} of maximum"
     return results.Figure3Line(
-        **method_info(ready.method),
+        **dataclasses.asdict(method_info(ready.method)),
         **numbers,
         mask="predicted" if predicted else above,
         settings=ready.settings,

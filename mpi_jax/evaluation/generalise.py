@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -76,7 +77,7 @@ from mpi_jax.runs import WEIGHTS, has_weights, read_config
 
 # Finished suites hold as long as the code of methods and cases is what it was.
 _MODULES = (cases, table, classical, networks, problem, tuning, phantoms.unseen)
-_SOURCES = (*(module.__file__ for module in _MODULES), __file__)
+_SOURCES = [Path(path) for path in (*map(inspect.getfile, _MODULES), __file__)]
 
 # --- Measuring
 
@@ -88,10 +89,9 @@ def _in_chunks(method: methods.Ready, size: int) -> methods.Ready:
         n = len(u)
         u = jnp.pad(u, ((0, -n % size), (0, 0), (0, 0)))
         parts = [method.solve(u[i : i + size]) for i in range(0, len(u), size)]
-        image, logit = (
-            None if a[0] is None else jnp.concatenate(a)[:n]
-            for a in ([p.image for p in parts], [p.mask_logit for p in parts])
-        )
+        image = jnp.concatenate([part.image for part in parts])[:n]
+        logits = [p.mask_logit for p in parts if p.mask_logit is not None]
+        logit = jnp.concatenate(logits)[:n] if logits else None
         return methods.Reconstruction(image, logit)
 
     return dataclasses.replace(method, solve=solve)
@@ -138,7 +138,6 @@ def _tuned_again(
     context: Context, examples: data.Examples, size: int
 ) -> dict[str, methods.Ready]:
     """The classical methods, tuned on other examples."""
-    assert context.problem is not None
     return {
         name: _in_chunks(methods.ready(context.problem, one.method, examples), size)
         for name, one in context.methods.items()
@@ -170,7 +169,7 @@ def _about(case: Case, name: str, row: dict[str, methods.Ready]) -> dict[str, An
 def _measure_reference(context: Context) -> dict[str, np.ndarray]:
     case = reference(context)
     row = context.methods
-    infos = [method_info(ready.method) for ready in row.values()]
+    infos = [dataclasses.asdict(method_info(ready.method)) for ready in row.values()]
     return {
         **_values(context, case, case.name, row),
         "about": np.array(json.dumps([_about(case, case.name, row)])),
@@ -312,7 +311,7 @@ def _fingerprint(
     digest = hashlib.sha256(json.dumps(about).encode())
     weights = (n.folder / WEIGHTS for name, n in networks.items() if name in names)
     for path in (*weights, *_SOURCES):
-        digest.update(Path(path).read_bytes())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -375,26 +374,46 @@ def _rows(
                     before = other - reference[f"{first}|{base_name}|psnr"]
                     ahead = scores["psnr"] - base
                     excess = results.Change(**drop(before, ahead, paired=paired))
-                rows.append(
-                    results.GeneralisationLine(
-                        **dataclasses.asdict(method),
-                        suite=suite,
-                        case=about["case"],
-                        shows=tuple(about["shows"]),
-                        num=len(next(iter(scores.values()))),
-                        **{
-                            k: results.Statistics(**metrics.summary(v))
-                            for k, v in scores.items()
-                        },
-                        settings=about["settings"].get(method.method, {}),
-                        at_edge=tuple(about["at_edge"].get(method.method, ())),
-                        against=against,
-                        paired=None if change is None else paired,
-                        drop=change,
-                        excess=excess,
-                    )
+                line = dataclasses.replace(
+                    _line(method, suite, about, scores),
+                    against=against,
+                    paired=None if change is None else paired,
+                    drop=change,
+                    excess=excess,
                 )
+                rows.append(line)
     return rows
+
+
+def _line(
+    method: results.MethodInfo,
+    suite: str,
+    about: dict[str, Any],
+    scores: dict[str, np.ndarray],
+) -> results.GeneralisationLine:
+    """A line with the numbers that a case has, not compared with anything yet."""
+    told = {k: results.Statistics(**metrics.summary(v)) for k, v in scores.items()}
+    return results.GeneralisationLine(
+        **dataclasses.asdict(method),
+        suite=suite,
+        case=about["case"],
+        shows=tuple(about["shows"]),
+        num=len(next(iter(scores.values()))),
+        settings=about["settings"].get(method.method, {}),
+        at_edge=tuple(about["at_edge"].get(method.method, ())),
+        psnr=told.get("psnr"),
+        ssim=told.get("ssim"),
+        mse=told.get("mse"),
+        rmse=told.get("rmse"),
+        nrmse=told.get("nrmse"),
+        dice=told.get("dice"),
+        iou=told.get("iou"),
+        superposition=told.get("superposition"),
+        unseen_energy=told.get("unseen_energy"),
+        unseen_error=told.get("unseen_error"),
+        rms=told.get("rms"),
+        largest=told.get("largest"),
+    )
 
 
 def _table(

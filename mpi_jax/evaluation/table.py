@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -295,8 +295,6 @@ def _scores(
 
 # --- Lines and files
 
-_AMOUNTS = ("amount", "true_amount")
-
 
 def _lines(
     measured: dict[float, list[Measured]],
@@ -330,46 +328,67 @@ def _lines_of(
     }
     drawn = bootstrap.means(*values.values())
     ends = {k: bootstrap.ends(d) for k, d in zip(values, drawn, strict=True)}
-    lines = []
-    for n, row in enumerate(rows):
-        each = {metric: v for (m, metric), v in values.items() if m == n}
-        scores = {
-            metric: results.Statistics(
-                **metrics.summary(v), low=ends[n, metric][0], high=ends[n, metric][1]
-            )
-            for metric, v in each.items()
-            if metric not in _AMOUNTS
-        }
-        amounts = metrics.amounts(*(each[k] for k in _AMOUNTS))
-        method = row.ready.method
-        lines.append(
-            results.Line(
-                **method_info(method),
-                **about,
-                **scores,
-                network=_network_of(networks.get(method.name)),
-                pooled_psnr=metrics.pooled_psnr(each["mse"], 1.0),
-                amount=results.Amounts(**amounts),
-                seconds_per_image=row.seconds,
-                settings=row.ready.told,
-                at_edge=row.ready.at_edge,
-                segmentation=_segmentation(networks.get(method.name)),
-            )
+    return [
+        _line(
+            row,
+            {metric: v for (m, metric), v in values.items() if m == n},
+            {metric: v for (m, metric), v in ends.items() if m == n},
+            about,
+            networks.get(row.ready.method.name),
         )
-    return lines
+        for n, row in enumerate(rows)
+    ]
 
 
-def method_info(method: methods.Method) -> dict[str, Any]:
-    """Fields of results.MethodInfo."""
-    return {
-        "method": method.name,
-        "label": method.label,
-        "kind": method.kind,
-        "physics": method.physics,
-    }
+def _line(
+    row: Measured,
+    values: Numbers,
+    ends: dict[str, tuple[float, float]],
+    about: dict[str, Any],
+    network: Network | None,
+) -> results.Line:
+    """A line of values and the ends of their intervals. about: snr_db, family, num."""
+
+    def told(metric: str) -> results.Statistics:
+        low, high = ends[metric]
+        return results.Statistics(**metrics.summary(values[metric]), low=low, high=high)
+
+    amounts = metrics.amounts(values["amount"], values["true_amount"])
+    return results.Line(
+        **dataclasses.asdict(method_info(row.ready.method)),
+        **about,
+        settings=row.ready.told,
+        at_edge=row.ready.at_edge,
+        segmentation=_segmentation(network),
+        network=_network_of(network),
+        mse=told("mse"),
+        rmse=told("rmse"),
+        nrmse=told("nrmse"),
+        psnr=told("psnr"),
+        ssim=told("ssim"),
+        foreground_ssim=told("foreground_ssim"),
+        dice=told("dice"),
+        iou=told("iou"),
+        dice_thresholded=told("dice_thresholded"),
+        iou_thresholded=told("iou_thresholded"),
+        residual=told("residual"),
+        amount=results.Amounts(**amounts),
+        pooled_psnr=metrics.pooled_psnr(values["mse"], 1.0),
+        seconds_per_image=row.seconds,
+    )
 
 
-def _segmentation(network: Network | None) -> str:
+def method_info(method: methods.Method) -> results.MethodInfo:
+    """The method, as results name it."""
+    return results.MethodInfo(
+        method=method.name,
+        label=method.label,
+        kind=method.kind,
+        physics=method.physics,
+    )
+
+
+def _segmentation(network: Network | None) -> Literal["predicted", "thresholded"]:
     dual = network is not None and network.about["kind"] == "dual"
     return "predicted" if dual else "thresholded"
 
@@ -412,22 +431,8 @@ def _write(
 ) -> None:
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
-    device = jax.local_devices()[0]
     about = read_info(workdir)
-    info = {
-        "num": len(family),
-        "snr_db": main,
-        "noise": "white, power SNR of each signal; data and reconstruction share one "
-        "system matrix (an inverse crime: every row is better than on a real scanner)",
-        "model": config.calibration.path or config.scanner.model,
-        "seed": config.seed,
-        "seconds": round(time.monotonic() - began, 1),
-        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
-        "ssim": "Gaussian 11x11, sigma 1.5, range 1",
-        "intervals": f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
-        f"NumPy seed {bootstrap.SEED}",
-        "grid": data.make_scanner(config).grid.shape,
-    }
+    info = _info(config, len(family), main, began)
     results.Values(
         main_snr_db=main,
         family=np.array(phantoms.FAMILIES)[family],
@@ -439,10 +444,10 @@ def _write(
         },
     ).write(folder / "values.npz")
     results.write_lines(folder / "metrics.jsonl", lines)
-    results.Info(**info).write(folder / "info.json")
+    info.write(folder / "info.json")
     learned = {row.ready.method.name for rows in measured.values() for row in rows}
     results.Summary(
-        **info,
+        **dataclasses.asdict(info),
         config=config.name,
         run=config.name if config.name in learned else "",
         commit=about.commit,
@@ -450,3 +455,22 @@ def _write(
         trained_on=about.device,
         rows=tuple(n for n in lines if n.family == "all" and n.snr_db == main),
     ).write(folder / "summary.json")
+
+
+def _info(config: Config, num: int, main: float, began: float) -> results.Info:
+    device = jax.local_devices()[0]
+    ny, nx = data.make_scanner(config).grid.shape
+    return results.Info(
+        num=num,
+        snr_db=main,
+        noise="white, power SNR of each signal; data and reconstruction share one "
+        "system matrix (an inverse crime: every row is better than on a real scanner)",
+        model=config.calibration.path or config.scanner.model,
+        seed=config.seed,
+        seconds=round(time.monotonic() - began, 1),
+        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        ssim="Gaussian 11x11, sigma 1.5, range 1",
+        intervals=f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
+        f"NumPy seed {bootstrap.SEED}",
+        grid=(ny, nx),
+    )

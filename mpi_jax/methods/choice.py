@@ -24,8 +24,8 @@ RULES = ("l_curve", "discrepancy")
 class Choice(NamedTuple):
     """Which value a setting got in each frame.
 
-    candidates [L]; curve: residual and solution norms [B, L] and the index [B] of what
-    was taken; images [B, L, *grid] of all of them; unmet [B]: frames in which no
+    candidates [L]; curve: residual and solution norms [B, L] and the corner [B], which is
+    what was taken; images [B, L, *grid] of all of them; unmet [B]: frames in which no
     candidate left as little as the noise.
     """
 
@@ -39,7 +39,7 @@ class Choice(NamedTuple):
     @property
     def values(self) -> Float[np.ndarray, " B"]:
         """What was taken, frame by frame."""
-        return self.candidates[np.asarray(self.curve.index)]
+        return self.candidates[np.asarray(self.curve.corner)]
 
 
 def solver(
@@ -71,9 +71,9 @@ def solver(
             unmet = np.asarray(index < 0)
             floor = 1.02 * jnp.min(curve.residual, axis=1) / np.sqrt(rows)
             near = parameter_choice.discrepancy(curve.residual, floor, rows)
-            curve = curve._replace(index=jnp.where(index < 0, near, index))
+            curve = curve._replace(corner=jnp.where(index < 0, near, index))
         images = problem.images(c).reshape(*c.shape[:2], *problem.shape)
-        image = images[jnp.arange(len(data)), curve.index]
+        image = images[jnp.arange(len(data)), curve.corner]
         choice = Choice(setting, rule, candidates, curve, images, unmet)
         return Reconstruction(image, choice=choice)
 

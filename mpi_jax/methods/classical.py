@@ -139,7 +139,6 @@ def elastic_net_solver(
     problem: Problem, *, lam: float | str, lam_unit: str, l1: float, iterations: int
 ) -> Solve:
     """Sparse and small non-negative images by accelerated proximal gradients."""
-    options = {"l1": l1, "iterations": iterations, "nonnegative": True}
 
     def columns(lam, data):
         l2 = problem.lam(lam, lam_unit) * problem.mean_energy
@@ -147,7 +146,15 @@ def elastic_net_solver(
         slope = jnp.matmul(data, problem.rows.conj(), precision="highest").real
         unit = jnp.max(slope, axis=1, keepdims=True)
         unit = jnp.where(unit > 0, unit, 1)
-        return unit * iterative.elastic_net(problem.rows, data / unit, l2=l2, **options)
+        relative = iterative.elastic_net(
+            problem.rows,
+            data / unit,
+            l1=l1,
+            l2=l2,
+            iterations=iterations,
+            nonnegative=True,
+        )
+        return unit * relative
 
     return _solver(problem, "lam", lam, columns)
 
@@ -159,7 +166,7 @@ def nonnegative_solver(
     _check_rho(rho)
 
     def columns(iterations, data):
-        penalty = rho
+        penalty: Array | float | str = rho
         if rho == "noise":
             ratio = _noise_ratio(problem, data, problem.brightness(data))
             penalty = _penalty("nonnegative", ratio)
@@ -188,7 +195,8 @@ def tv_solver(
     def columns(lam_tv, data):
         # The same for frames of any strength: the unit is about the brightest voxel.
         unit = problem.brightness(data)
-        weight, penalty = lam_tv, rho
+        weight = lam_tv
+        penalty: Array | float | str = rho
         if lam_tv is None or rho == "noise":
             ratio = _noise_ratio(problem, data, unit)
             weight = factor * jnp.square(ratio) if lam_tv is None else lam_tv

@@ -45,7 +45,8 @@ def label(config: Config, generator: Any) -> str:
 def kind(config: Config, generator: Any) -> str:
     """dual, single, matched, or the baseline's name: cnn, resnet, dcgan, unet."""
     if hasattr(generator.config, "label"):
-        return re.match("[a-z]+", config.generator)[0]
+        word = re.match("[a-z]+", config.generator)
+        return word[0] if word else config.generator
     if generator.config.tasks != ("recon",):
         return "dual"
     return "matched" if config.generator.endswith("_matched") else "single"

@@ -100,7 +100,7 @@ class Problem:
         own = self.grid.shape
         return own if self.tracers is None else (self.tracers, *own)
 
-    def images(self, c: Float[Array, "B P"]) -> Float[Array, "*shape"]:
+    def images(self, c: Float[Array, "*batch P"]) -> Float[Array, "*images"]:
         """Columns as images, negative values set to 0."""
         return jnp.maximum(c, 0).reshape(-1, *self.shape)
 
@@ -141,13 +141,23 @@ class Problem:
         if self.noise is not None:
             level = jnp.sqrt(jnp.mean(jnp.square(self.noise)) / 2)
             return jnp.broadcast_to(level, data.shape[:1])
-        if self.basis.U.shape[0] <= self.basis.U.shape[1]:
+        if self._span.U.shape[0] <= self._span.U.shape[1]:
             raise ValueError(
                 "noise: expected background frames of the measurement, or more rows than "
                 f"singular values, to tell the noise by; got {len(self.rows)} rows. Give "
                 "lam_tv, rho and iterations as numbers, or prepare with a background"
             )
-        return spectral.estimate_noise(self.basis, data)
+        return spectral.estimate_noise(self._span, data)
+
+    @cached_property
+    def _span(self) -> spectral.SpectralBasis:
+        """The part of the basis that signals lie in. Vectors of weaker singular values
+        are rounding of float32, which differs from file to file.
+        """
+        b = self.basis
+        count = int(np.sum(np.asarray(b.s) > _WEAKEST))
+        U, s, V = b.U[:, :count], b.s[:count], b.V[:, :count]
+        return dataclasses.replace(b, U=U, s=s, V=V, resolvent=None)
 
     def brightness(self, data: Complex[Array, "B M"]) -> Float[Array, " B"]:
         """About the brightest voxel of each frame, 1 for frames without signal."""
@@ -157,6 +167,7 @@ class Problem:
 
 
 _BRIGHTEST = 1e-3  # relative to the largest singular value squared
+_WEAKEST = 1e-5  # singular value, relative to the largest
 
 
 def from_forward(

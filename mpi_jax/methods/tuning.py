@@ -40,7 +40,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "tv": {"factor": (0.75, 1.5, 3.0, 6.0, 12.0), "iterations": (25, 50, 100, 200)},
 }
 PLAN_WIDTHS = (None, 0.9e-3, 1.2e-3)  # [m]; None: as the path's gaps ask for
-PLAN_GRID = {"rho": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "iterations": (10, 20, 50, 100)}
+PLAN_RHOS, PLAN_STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (10, 20, 50, 100)
 WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the default gridding width
 THRESHOLDS = tuple(np.arange(1, 16) / 20)
 # A setting that costs more has to be worth more than that [dB].
@@ -184,7 +184,7 @@ def _xspace_tensor_candidates(
     first = [run(width, 3e-3, 50) for width in PLAN_WIDTHS]
     yield from first
     width = best(first, examples).settings["width"]
-    for rho, count in itertools.product(*PLAN_GRID.values()):
+    for rho, count in itertools.product(PLAN_RHOS, PLAN_STEPS):
         yield run(width, rho, count)
 
 
@@ -203,6 +203,7 @@ def threshold(
     image: Float[Array | np.ndarray, "*batch ny nx"], fraction: float
 ) -> Bool[Array, "*batch ny nx"]:
     """Mask of the pixels above a fraction of each image's maximum."""
+    image = jnp.asarray(image)
     return image > fraction * jnp.max(image, axis=(-2, -1), keepdims=True)
 
 

@@ -121,8 +121,10 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
     ny, nx = shape
     # Sub-pixels of at most 1/256 where 2 to 8 per pixel and axis can give that.
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in shape)
-    across = (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
-    down = (np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1
+    across = jnp.asarray(
+        (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
+    )
+    down = jnp.asarray((np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1)
     width = half[0] / (nx * sx) + half[1] / (ny * sy)
 
     def pixels(across, down):

@@ -240,23 +240,23 @@ def batch(
     stride = len(chosen)
     first = (np.arange(stride) - start) % stride  # place in the batch, per family
     turns = np.arange(-(-size // stride))
-    own = indices(start + first[:, None] + stride * turns[None], families, images)
-    values = jax.vmap(lambda index: _values(_key(split, index)))(own.reshape(-1))
-    values = values.reshape(*own.shape, *values.shape[1:])
-    drawn: dict[int, list[Array]] = {}
+    numbers = indices(start + first[:, None] + stride * turns[None], families, images)
+    values = jax.vmap(lambda index: _values(_key(split, index)))(numbers.reshape(-1))
+    values = values.reshape(*numbers.shape, *values.shape[1:])
+    by_slot: dict[int, list[Array]] = {}
     for kind in dict.fromkeys(KIND_OF[FAMILIES[number]] for number in chosen):
         slots = [i for i, n in enumerate(chosen) if KIND_OF[FAMILIES[n]] == kind]
 
         def make(item, kind=kind):
             return picture(item[0], half, split, item[1], shape, kind)
 
-        items = values[np.asarray(slots)], drawn[np.asarray(slots)] % len(FAMILIES)
+        items = values[np.asarray(slots)], numbers[np.asarray(slots)] % len(FAMILIES)
         items = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), items)
         parts = _each(make, items)
         parts = [part.reshape(len(slots), len(turns), *shape) for part in parts]
-        drawn |= {i: part for i, *part in zip(slots, *parts, strict=True)}
+        by_slot |= {i: part for i, *part in zip(slots, *parts, strict=True)}
     pictures, masks = (
-        jnp.stack(p) for p in zip(*(drawn[i] for i in range(stride)), strict=True)
+        jnp.stack(p) for p in zip(*(by_slot[i] for i in range(stride)), strict=True)
     )
     slot = (start + place) % stride
     turn = (place - first[slot]) // stride

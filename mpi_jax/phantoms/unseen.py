@@ -348,13 +348,13 @@ def sample(key: PRNGKeyArray | Shaped[Array, ""], grid: Grid, name: str) -> Imag
     """
     expect(name in NAMES, "name", f"one of {', '.join(NAMES)}", repr(name))
     expect(len(grid.shape) == 2, "grid.shape", "(ny, nx)", grid.shape)
+    ny, nx = grid.shape
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     level = 1.0 if rng.random() < 0.5 else rng.uniform(0.2, 1)
     sides = np.asarray(grid.field_of_view, float)[:2]
     half = sides / sides.min() / 2
     if name in _SLICES:
-        return level * _open_mpi(rng, grid.shape, half, name)
-    ny, nx = grid.shape
+        return level * _open_mpi(rng, (ny, nx), half, name)
     paint = _PAINT[name](rng)
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in grid.shape)
     x = ((np.arange(nx * sx) + 0.5) / (nx * sx) * 2 - 1) * half[0]

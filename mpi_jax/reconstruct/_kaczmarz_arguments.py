@@ -130,7 +130,7 @@ def checked(
         weights = weights.astype(real_dtype)
 
     check_finite("u", u)
-    energy = _energy(S, weights)
+    energy = row_energies(S, weights)
     if (values := concrete(energy)) is not None:
         expect(
             np.isfinite(values).all(),
@@ -167,7 +167,7 @@ def checked(
 
 
 @jax.jit
-def _energy(S, weights):
+def row_energies(S, weights):
     """w_i^2 ||S_i||^2 [M]."""
     if weights is not None:
         S = S * weights[:, None]

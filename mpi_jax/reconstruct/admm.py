@@ -24,7 +24,6 @@ System matrices of Magnetic Particle Imaging have entries near 1e-10, whose squa
 normal equations leave the range where float32 is comfortable: hence `scale` apart.
 """
 
-import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -92,12 +91,10 @@ def nonnegative(
       [0. 0.]
     """
     iterations = check_count("iterations", iterations)
-    target = _back_projection(basis, u)
-    batch, P = target.shape[:-1], target.shape[-1]
-    target = target.reshape(-1, P)
-    basis = _with_penalty(basis, rho, batch)
-    resolve = _resolver(basis)
-    fixed = resolve(target / basis.rho)
+    coefficients = _coefficients(basis, u)
+    batch, P = coefficients.shape[:-1], basis.V.shape[0]
+    penalty, resolve = _resolver(basis, rho, batch)
+    fixed = _ridge(basis, coefficients, penalty)
 
     def step(state, _):
         z, w = state
@@ -105,12 +102,12 @@ def nonnegative(
         z = jnp.maximum(x + w, 0)
         return (z, w + x - z), None
 
-    zero = z = jnp.zeros_like(target)
+    zero = z = jnp.zeros_like(fixed)
     if start is not None:
         holds = start.shape == (*batch, P)
         expect(holds, "start", f"shape {(*batch, P)}", f"shape {start.shape}")
         check_finite("start", start)
-        z = jnp.maximum(jnp.asarray(start, target.dtype), 0).reshape(target.shape)
+        z = jnp.maximum(jnp.asarray(start, fixed.dtype), 0).reshape(fixed.shape)
     (z, _), _ = lax.scan(step, (z, zero), length=iterations)
     return z.reshape(*batch, P)
 
@@ -170,15 +167,13 @@ def total_variation(
       True
     """
     iterations = check_count("iterations", iterations)
-    target = _back_projection(basis, u)
-    batch, P = target.shape[:-1], target.shape[-1]
-    target = target.reshape(-1, P)
+    coefficients = _coefficients(basis, u)
+    batch, P = coefficients.shape[:-1], basis.V.shape[0]
     differences = operators.gradient(grid)
     axes = len(grid)
     expect(math.prod(grid) == P, "grid", f"a shape of P = {P} voxels", grid)
-    dtype = target.dtype
-    basis = _with_penalty(basis, rho, batch)
-    rho = jnp.asarray(basis.rho)
+    dtype = basis.s.dtype
+    rho, resolve = _resolver(basis, rho, batch)
     lam, lam_tv = jnp.asarray(lam, dtype), jnp.asarray(lam_tv, dtype)
     expect(lam.ndim == 0, "lam", "a number", f"shape {lam.shape}")
     holds = lam_tv.shape in ((), batch)
@@ -215,8 +210,7 @@ def total_variation(
             v = jnp.tensordot(v, matrix, (1, 0), precision="highest")
         return v.reshape(-1, P)
 
-    resolve = _resolver(basis)
-    fixed = resolve(target / rho)
+    fixed = _ridge(basis, coefficients, rho)
 
     def step(state, _):
         v, slopes, (a, b, d), _ = state
@@ -228,44 +222,49 @@ def total_variation(
         slopes = differences.forward(v)
         return (v, slopes, (x - v, y - slopes, w - v), z), None
 
-    zero, flat = jnp.zeros_like(target), jnp.zeros((len(target), axes * P), dtype)
+    zero, flat = jnp.zeros_like(fixed), jnp.zeros((len(fixed), axes * P), dtype)
     state = (zero, flat, (zero, flat, zero), zero)
     (*_, z), _ = lax.scan(step, state, length=iterations)
     return z.reshape(*batch, P)
 
 
-def _with_penalty(basis, rho, batch):
-    """The basis with another penalty, [F, 1] for one of each frame."""
-    if rho is None:
-        return basis
-    rho = jnp.asarray(rho, basis.s.dtype)
-    good = rho.shape in ((), batch)
-    expect(good, "rho", f"a number or shape {batch}", f"shape {rho.shape}")
-    check_positive("rho", rho)
-    rho = jnp.broadcast_to(rho, batch).reshape(-1, 1)
-    return dataclasses.replace(basis, rho=rho, resolvent=None)
-
-
-def _back_projection(basis, u):
-    """S^T u / scale^2 [..., P] of a real basis."""
+def _coefficients(basis, u):
+    """U^T u / scale [..., k] of a real basis."""
     holds = not jnp.iscomplexobj(basis.V)
     expect(holds, "basis", "a real one: spectral_basis(..., real=True)", basis.V.dtype)
-    coefficients = project(basis, u) / basis.scale
-    s = basis.s.reshape((1,) * (coefficients.ndim - 1) + (-1,))
-    return matmul(coefficients * s, basis.V.T)
+    return project(basis, u) / basis.scale
 
 
-def _resolver(basis):
-    """x [F, P] -> rho (S^T S / scale^2 + rho)^-1 x."""
+def _ridge(basis, coefficients, penalty):
+    """(S^T S / scale^2 + rho)^-1 S^T u / scale^2 [F, P], without cancellation: the same
+    out of `_resolver` would lose the digits of 1 / rho.
+    """
+    s = basis.s[None]
+    filtered = coefficients.reshape(-1, len(basis.s)) * (s / (s**2 + penalty))
+    return matmul(filtered, basis.V.T)
+
+
+def _resolver(basis, rho, batch):
+    """The penalty, [F, 1] for one of each frame, and with it
+    x [F, P] -> rho (S^T S / scale^2 + rho)^-1 x.
+    """
+    resolvent = basis.resolvent if rho is None else None
+    penalty = basis.rho
+    if rho is not None:
+        rho = jnp.asarray(rho, basis.s.dtype)
+        holds = rho.shape in ((), batch)
+        expect(holds, "rho", f"a number or shape {batch}", f"shape {rho.shape}")
+        check_positive("rho", rho)
+        penalty = jnp.broadcast_to(rho, batch).reshape(-1, 1)
 
     def resolve(x):
-        if basis.resolvent is not None:
-            return matmul(x, basis.resolvent)
+        if resolvent is not None:
+            return matmul(x, resolvent)
         energy = jnp.square(basis.s)[None]
-        share = energy / (energy + basis.rho)
+        share = energy / (energy + penalty)
         return x - matmul(matmul(x, basis.V) * share, basis.V.T)
 
-    return resolve
+    return penalty, resolve
 
 
 def _cosines(n, dtype):

@@ -60,7 +60,7 @@ from jaxtyping import Array, Float, Inexact, Integer, Key, Num, UInt32
 
 from mpi_jax._checks import expect
 from mpi_jax._linalg import matmul
-from mpi_jax.reconstruct._kaczmarz_arguments import _energy, checked
+from mpi_jax.reconstruct._kaczmarz_arguments import checked, row_energies
 
 
 def solve(
@@ -208,7 +208,7 @@ def _run(
     if lam.ndim:
         unscale = lax.rsqrt(lam)
         S, lam = S * unscale[None], jnp.ones((), energy.dtype)
-        energy = _energy(S, None)
+        energy = row_energies(S, None)
 
     if order == "fixed":
         index = _in_blocks(

@@ -13,7 +13,7 @@ from mpi_jax.reconstruct import operators
 
 
 class LCurve(NamedTuple):
-    """Residual norms, solution norms, curvature [..., L] and the corner's index [...].
+    """Residual norms, solution norms, curvature [..., L] and the index of the corner [...].
 
     The curvature is that of (log residual, log solution); the ends have none, -inf.
     """
@@ -21,7 +21,7 @@ class LCurve(NamedTuple):
     residual: Float[Array, "*batch L"]
     solution: Float[Array, "*batch L"]
     curvature: Float[Array, "*batch L"]
-    index: Int[Array, "*batch"]
+    corner: Int[Array, "*batch"]
 
 
 def norms(
@@ -124,7 +124,7 @@ def l_curve(
       >>> lams = 10.0 ** -np.arange(1.0, 7)
       >>> images = spectral.tikhonov(spectral.spectral_basis(S), u, lams)
       >>> curve = l_curve(lams, *norms(S, u, images))
-      >>> 0 < int(curve.index) < 5
+      >>> 0 < int(curve.corner) < 5
       True
     """
     arrays = [jnp.asarray(a) for a in (lams, residuals, solutions)]

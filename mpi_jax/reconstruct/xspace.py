@@ -167,14 +167,10 @@ def check_plane(scanner):
     Numbers that are traced can't be looked at.
     """
     field, drive = scanner.selection_field, scanner.drive_field
-    values = (
-        field.gradient,
-        field.offset,
-        drive.amplitude,
-        scanner.grid.centre,
-        scanner.tracer.beta,
-    )
-    known = [a for value in values if (a := concrete(value)) is not None]
+    with jax.ensure_compile_time_eval():  # known numbers stay known inside jit
+        beta = scanner.tracer.beta
+    values = (field.gradient, field.offset, drive.amplitude, scanner.grid.centre, beta)
+    known = [value for value in map(concrete, values) if value is not None]
     if len(known) < len(values):
         return
     gradient, offset, amplitude, centre, beta = known

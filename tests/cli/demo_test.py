@@ -1,19 +1,33 @@
 """The demo: what it refuses at once, what it prints."""
 
-from mpi_jax import configs
+import dataclasses
+
+from mpi_jax import configs, pretrained, results
 from mpi_jax.cli import demo
 
 
+def line(label, family, psnr):
+    """A line of an evaluation."""
+
+    def mean(value):
+        return results.Statistics(mean=value)
+
+    return results.Line(
+        method=label, label=label, kind="classical", snr_db=40.0, family=family, num=6,
+        psnr=mean(psnr), ssim=mean(0.9), dice=mean(0.8), seconds_per_image=0.0123,
+    )  # fmt: skip
+
+
 def test_weights_of_the_same_scanner_join():
-    assert demo._of_this_scanner(configs.get("small")) == ["small32"]
+    metadata = pretrained.load_weights(pretrained.shipped("small32"))[1]
+    config = configs.from_dict(metadata["config"])
+    assert demo._of_this_scanner(config) == ["small32"]
+    louder = dataclasses.replace(config.data, test_snr_db=20.0)
+    assert demo._of_this_scanner(dataclasses.replace(config, data=louder)) == []
     assert demo._of_this_scanner(configs.get("paper")) == []
 
 
 def test_table_is_short_and_in_columns():
-    def line(label, family, psnr):
-        means = {"psnr": {"mean": psnr}, "ssim": {"mean": 0.9}, "dice": {"mean": 0.8}}
-        return {"label": label, "family": family, "seconds_per_image": 0.0123, **means}
-
     lines = [line("x-space", "all", 17.5), line("x-space", "bars", 99.0)]
     lines += [line("Dual-task network", "all", 38.25)]
     assert demo._table(lines).splitlines() == [
@@ -27,8 +41,7 @@ def test_demo_prints_its_table_and_where_the_page_is(monkeypatch, tmp_path, caps
     """With stand-ins for the work."""
     from mpi_jax.cli.main import main
 
-    means = {name: {"mean": 1.0} for name in ("psnr", "ssim", "dice")}
-    row = {"label": "x-space", "family": "all", "seconds_per_image": 1.0, **means}
+    row = line("x-space", "all", 17.5)
     monkeypatch.setattr("mpi_jax.train.run", lambda *_, **__: {})
     monkeypatch.setattr("mpi_jax.runs.unpack", lambda *_: None)
     monkeypatch.setattr("mpi_jax.evaluation.table.run", lambda *_, **__: [row])

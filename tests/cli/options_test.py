@@ -5,6 +5,7 @@ import importlib
 import math
 import pathlib
 import re
+import typing
 
 import pytest
 
@@ -248,7 +249,7 @@ def table_options():
     for page in pages():
         for line in page.read_text().splitlines():
             if line.startswith("|"):
-                for name in re.findall(r"`(--[a-z][a-z0-9-]*)", line):
+                for name in re.findall(r"`(--[a-z][a-z0-9.-]*)", line):
                     yield page.name, name
 
 
@@ -261,6 +262,9 @@ def value_for(field):
         return ""
     if value is not None and value != "":
         return str(value)
+    names = [n for c in options._choices(field.kind) for n in typing.get_args(c)]
+    if names and isinstance(names[0], str):
+        return names[0]
     for words in ("1", "1 2", "1 2 3"):
         try:
             options._reading(field.kind).instance_from_str(words.split())

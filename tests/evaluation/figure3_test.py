@@ -12,6 +12,7 @@ from mpi_jax import (
     configs,
     data,
     mdf,
+    methods,
     open_mpi,
     phantoms,
     preprocess,
@@ -20,7 +21,6 @@ from mpi_jax import (
     train,
 )
 from mpi_jax.cli.main import main
-from mpi_jax.methods import classical, problem
 from mpi_jax.reconstruct import kaczmarz
 
 
@@ -69,10 +69,10 @@ def test_examples_are_signals_of_the_file(small, forward):
 
 
 def test_classical_methods_take_the_file(small, forward):
-    p = problem.problem(small, forward)
+    p = methods.from_forward(small, forward)
     assert p.rows.shape == (data.calibrated.matrix(small)[1].sum(), 32 * 32)
     with pytest.raises(ValueError, match="method xspace: expected a simulated scanner"):
-        classical.xspace_solver(p)
+        methods.METHODS["xspace"].prepare(p)
 
 
 def test_figure(small, forward, runs, calibrated_folder, tmp_path, capsys):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import configs, data, physics, results, scanner, system_matrix
-from mpi_jax.evaluation import cases, generalise
+from mpi_jax import configs, data, methods, physics, results, scanner, system_matrix
+from mpi_jax.cli.main import main
+from mpi_jax.evaluation import cases, generalise, table
 from mpi_jax.noise import coloured_noise, narrow_band, pink, signals
 
 SMALL = scanner.paper(6)
@@ -84,7 +85,7 @@ def test_a_finer_grid_gives_the_signal_of_the_same_tracer(x64):
     """Of a constant image: the integral over the field of view, by the midpoint rule,
     whose error falls by four when the grid is refined by two.
     """
-    nominal = scanner.paper(8)
+    nominal = scanner.paper(8, oversample=1)  # a short period, all of its harmonics
     short = dataclasses.replace(nominal.drive_field, divider=(10, 8, 0))
     nominal = dataclasses.replace(nominal, drive_field=short)
 
@@ -165,7 +166,7 @@ def test_pairs_have_no_pixel_in_common():
     assert cases.disjoint_pairs(masks) == [(0, 2), (1, 3)]
 
 
-def context(methods=(), images=2, pixels=6):
+def context(ready=(), lacks=None, images=2, pixels=6):
     """What suites work with, without any network or solver."""
     config = configs.get("test")
     settings = dataclasses.replace(config.data, test_snr_db=np.inf)
@@ -186,43 +187,50 @@ def context(methods=(), images=2, pixels=6):
     family = jnp.arange(images) % 6
     u = system_matrix.forward(matrix, image)
     truth = data.Examples(image, (image > 0.5).astype(jnp.float32), u, family)
-    every = {m.name: m for m in methods}
-    return cases.Context(config, None, truth, every, None, truth, simulator)
+    every = {one.method.name: one for one in ready}
+    return cases.Context(
+        config, None, truth, every, lacks or {}, None, truth, simulator
+    )
 
 
 def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
-    def network(name, lacks=()):
-        return cases.Method(name, name, lambda u: (u, None), {}, lacks)
+    def method(name):
+        kind = "classical" if name == "tv" else "learned"
+        own = methods.Method(name, name, kind, {}, lambda _: methods.Reconstruction)
+        return methods.Ready(own, methods.Reconstruction, {}, 0.5)
 
-    def info(method):
-        kind = "classical" if method.name == "tv" else "learned"
-        return results.MethodInfo(method=method.name, label=method.label, kind=kind)
-
-    methods = [network("tv"), network("transgan"), network("transgan b", ("vessels",))]
+    ready = [method("tv"), method("whole"), method("part")]
     drawn = context(images=12).truth
     monkeypatch.setattr(cases, "test_images", lambda *_: drawn)
-    [case] = cases._families(context(methods))
-    assert case.against == {"transgan b": "transgan"}
-    assert case.name == "vessels: left out by transgan b"
+    [case] = cases._families(context(ready, {"whole": (), "part": ("vessels",)}))
+    assert case.against == {"part": "whole"}
+    assert case.name == "vessels: left out by part"
     np.testing.assert_array_equal(case.image, drawn.image[np.array([5, 11])])
     np.testing.assert_allclose(case.voltage, drawn.voltage[np.array([5, 11])])
-    assert list(cases._families(context(methods[:2]))) == []
+    assert list(cases._families(context(ready[:2], {"whole": ()}))) == []
 
     # Its drop is that of the same images by the other run; tv has none.
-    about = {"case": "c", "shows": ["psnr"], "paired": False, "settings": {}}
+    about = {
+        "case": "c",
+        "shows": ["psnr"],
+        "paired": False,
+        "settings": {},
+        "at_edge": {},
+    }
     first = about | {"paired": True, "against": None}
-    values = {f"c|{m.name}|psnr": np.arange(4.0) for m in methods}
+    values = {f"c|{one.method.name}|psnr": np.arange(4.0) for one in ready}
     found = {
         "reference": {**values, "about": json.dumps([first])},
         "families": {
             **values,
-            "c|transgan b|psnr": np.arange(4.0) - 3,
+            "c|part|psnr": np.arange(4.0) - 3,
             "about": json.dumps([about | {"against": case.against}]),
         },
     }
-    rows = generalise._rows(found, [info(m) for m in methods])
+    infos = [results.MethodInfo(**table.method_info(one.method)) for one in ready]
+    rows = generalise._rows(found, infos)
     drops = {r.method: r.drop for r in rows if r.drop}
-    assert drops == {"transgan b": results.Change(mean=3.0, low=3.0, high=3.0)}
+    assert drops == {"part": results.Change(mean=3.0, low=3.0, high=3.0)}
 
 
 def test_operators_shift_the_data_and_nothing_else(monkeypatch):
@@ -265,7 +273,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
             shutil.copy(trained / name, copy)
     words = ("generalise", "--workdir", folder, "--runs", twin)
     words += ("--num", "16", "--methods")
-    words += ("nonnegative", "transgan", "--suites", "vessels", "linearity")
+    words += ("nonnegative", "run", "--suites", "vessels", "linearity")
     done = command(*words, "hallucination", "families")
     assert done.returncode == 0, done.stderr
     assert "linearity" in done.stderr  # progress
@@ -278,21 +286,21 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     assert groups == {
         "zero": "control",
         "nonnegative": "classical",
-        "transgan": "physics",
-        "transgan twin": "physics",
+        "run": "physics",
+        "twin": "physics",
     }
-    networks = ("transgan", "transgan twin")
+    networks = ("run", "twin")
     assert {m for _, m in found} == {"zero", "nonnegative", *networks}
     values = results.GeneralisationValues.read(made / "values.npz")
 
     first = "in distribution; same S (inverse crime)"
-    for method in ("nonnegative", "transgan", "zero"):
+    for method in ("nonnegative", "run", "zero"):
         row, before = found["space colonisation", method], found[first, method]
         expected = before.psnr.mean - row.psnr.mean
         assert row.drop.mean == pytest.approx(expected, abs=1e-4)
         assert row.drop.low < row.drop.mean < row.drop.high
         assert not row.paired and row.num == 16
-        network = found["space colonisation", "transgan"].drop.mean
+        network = found["space colonisation", "run"].drop.mean
         expected = row.drop.mean - network
         assert row.excess.mean == pytest.approx(expected, abs=1e-4)
         key = "vessels", "space colonisation", method, "psnr"
@@ -303,7 +311,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
             getattr(found["space colonisation", m], name).mean for m in networks
         )
         assert one == two
-    excess = found["space colonisation", "transgan twin"].excess
+    excess = found["space colonisation", "twin"].excess
     assert excess == results.Change(mean=0.0, low=0.0, high=0.0)
     # Zeros: relative error 1 at every concentration, and the same PSNR.
     for factor in ("0.05", "2"):
@@ -313,7 +321,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     # Non-negative least squares scales with its data, in every iteration.
     row = found["concentration x 0.05", "nonnegative"]
     assert row.drop.mean == pytest.approx(0, abs=0.05)
-    for method in ("nonnegative", "transgan"):
+    for method in ("nonnegative", "run"):
         assert found["no signal", method].largest.mean < 0.5
         assert found["noise without tracer", method].rms.mean < 0.5
     assert found["no signal", "nonnegative"].largest.mean == 0
@@ -331,9 +339,23 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
 
     for wrong, said in (
         (("--suites", "moon"), "suites: expected some of families"),
-        (("--methods", "magic"), "methods: expected some of"),
+        (("--methods", "magic"), "method: expected one of"),
         (("--num", "3"), "at least 6"),
         (("--runs", tmp_path), "no weights yet"),
     ):
         done = command("generalise", "--workdir", folder, *wrong)
         assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_calibrated_scanners_are_refused_in_one_line(tmp_path, capsys):
+    """Their physics is not known, so that it can't be changed."""
+    known = configs.get("open_mpi")
+    config = dataclasses.replace(
+        known, calibration=dataclasses.replace(known.calibration, path="some.mdf")
+    )
+    about = {"config": configs.to_dict(config)}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    assert main(["generalise", "--workdir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "a simulated scanner" in said and "some.mdf" in said
+    assert said.count("\n") == 1

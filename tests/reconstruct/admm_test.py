@@ -264,3 +264,25 @@ def test_measurements_and_images_that_are_not_finite(bad):
     start = jnp.full(4, bad)
     with pytest.raises(ValueError, match="start: expected finite numbers"):
         admm.nonnegative(basis, jnp.ones(9), iterations=1, start=start)
+
+
+@pytest.mark.parametrize("method", ["nonnegative", "total_variation"])
+@pytest.mark.parametrize("shape", [(40, 24), (60, 40)])
+def test_a_penalty_for_each_frame_equals_a_loop_over_frames(method, shape, x64):
+    """Also for weights of the total variation, and batches of two axes."""
+    S, u = system(*shape)
+    basis = spectral.spectral_basis(S, 24)
+    u = np.stack([u[0], 2 * u[0], 0.1 * u[0], u[0]]).reshape(2, 2, -1)
+    rho = np.array([[1e-2, 1e-3], [1e-1, 3e-4]])
+    lam_tv = np.array([[1e-3, 0.0], [1e-4, 1e-2]])
+
+    def solve(u, rho, lam_tv):
+        if method == "nonnegative":
+            return admm.nonnegative(basis, u, rho=rho, iterations=7)
+        options = {"lam_tv": lam_tv, "rho": rho, "iterations": 7}
+        return admm.total_variation(basis, u, (4, shape[1] // 4), **options)
+
+    together = solve(u, rho, lam_tv)
+    for place in np.ndindex(2, 2):
+        alone = solve(u[place], float(rho[place]), float(lam_tv[place]))
+        np.testing.assert_allclose(together[place], alone, rtol=1e-8, atol=1e-10)

@@ -37,7 +37,7 @@ def test_l_curve_of_a_known_curvature(falling, x64):
     np.testing.assert_allclose(
         found.curvature[:, 1:-1], expected[:, 1:-1], rtol=5e-3, atol=5e-3
     )
-    corner = np.log(np.take_along_axis(curves[1], np.asarray(found.index)[:, None], 1))
+    corner = np.log(np.take_along_axis(curves[1], np.asarray(found.corner)[:, None], 1))
     np.testing.assert_allclose(corner, shift, atol=0.1)
     assert np.all(found.curvature[:, [0, -1]] == -np.inf)
 

@@ -1,4 +1,4 @@
-"""From a system of two files to images: every method, its choice of lambda, its errors."""
+"""From a system of two files to images: every method, its settings, its errors."""
 
 import dataclasses
 import itertools
@@ -21,11 +21,17 @@ from support.two_files import (
     same,
 )
 
-from mpi_jax import mdf, physics, preprocess, scanner, system_matrix
+from mpi_jax import mdf, methods, physics, preprocess, scanner, system_matrix
 from mpi_jax.configs import Preprocessing
-from mpi_jax.methods import linear
+from mpi_jax.methods import problem
 
 DOUBLE = pytest.mark.usefixtures("x64")
+
+
+def reconstruct(system, method, **settings):
+    """Images of a system's measurement."""
+    solve = methods.get(method).prepare(methods.from_system(system), settings)
+    return solve(problem.weighted(system)).image
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def test_weighted_equals_an_explicit_product(method):
     product = weights[:, None] * rows, weights * data
     two = preprocess.System(*product, None, frequency_selection, grid)
     np.testing.assert_allclose(
-        linear.reconstruct(one, method), linear.reconstruct(two, method), atol=1e-12
+        reconstruct(one, method), reconstruct(two, method), atol=1e-12
     )
 
 
@@ -75,11 +81,11 @@ def test_several_tracers(tmp_path):
     rows = np.concatenate([one[frequency_selection], two[frequency_selection]], axis=1)
     system = preprocess.prepare(files, b, settings)
     same(system, rows, (rows @ c.reshape(-1))[None])
-    image = linear.reconstruct(system, "tikhonov", lam=1e-12)
+    image = reconstruct(system, "tikhonov", lam=1e-12)
     assert image.shape == (1, 2, NY, NX)
     np.testing.assert_allclose(image.reshape(2, -1), c, atol=1e-6)
     with pytest.raises(ValueError, match="tv: expected a system of one calibration"):
-        linear.reconstruct(system, "tv")
+        reconstruct(system, "tv")
     assert preprocess.prepare(files[:1], b).tracers == 1
     with pytest.raises(ValueError, match="calibration: expected at least one"):
         preprocess.prepare([], b)
@@ -142,13 +148,13 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("method", linear.METHODS)
+@pytest.mark.parametrize("method", LIMITS)
 def test_every_method_recovers_a_phantom(phantom, method):
     """Of picovolts in single precision, frame by frame."""
     a, b, c = phantom
     system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
     assert system.system_matrix.dtype == system.measurement.dtype == np.complex64
-    image = np.asarray(linear.reconstruct(system, method))
+    image = np.asarray(reconstruct(system, method))
     assert image.shape == (2, *c.shape) and image.min() >= 0
     error = np.linalg.norm(image[0] - c) / np.linalg.norm(c)
     assert error < LIMITS[method], error
@@ -158,78 +164,94 @@ def test_every_method_recovers_a_phantom(phantom, method):
 def test_l1_of_a_frame_does_not_depend_on_others(phantom):
     a, b, _ = phantom
     system = preprocess.prepare(a, b, Preprocessing(min_frequency=1.0))
-    image = linear.reconstruct(system, "elastic_net", l1=0.3)
+    image = reconstruct(system, "elastic_net", l1=0.3)
     assert 0 < np.mean(image[1] > 0) < 1
     np.testing.assert_allclose(image[1], WEAK * image[0], atol=2e-6)
-    assert not linear.reconstruct(system, "elastic_net", l1=1.01).any()
-
-
-@DOUBLE
-def test_choice_of_lam(plain):
-    a, b = plain
-    system = preprocess.prepare(a, b, Preprocessing(background="mean", row_norm=True))
-    lams = np.logspace(0, -5, 6)
-    chosen, curve, images = linear.choose_lam(system, "tikhonov", lams)
-    rows = system.weights[:, None] * system.system_matrix
-    data = system.weights * system.measurement
-    rows = np.concatenate([rows.real, rows.imag])
-    data = np.concatenate([data.real, data.imag], axis=1)
-    top = np.linalg.norm(rows, 2) ** 2
-    for f, u in enumerate(data):
-        for i, lam in enumerate(lams):
-            gram = rows.T @ rows + lam * top * np.eye(NY * NX)
-            c = np.maximum(np.linalg.solve(gram, rows.T @ u), 0)
-            found = curve.residual[f, i], curve.solution[f, i]
-            expected = np.linalg.norm(rows @ c - u), np.linalg.norm(c)
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
-            np.testing.assert_allclose(images[f, i].reshape(-1), c, atol=1e-9 * top)
-        assert chosen[f] == lams[np.argmax(curve.curvature[f])]
-    chosen, curve, images = linear.choose_lam(
-        system, "kaczmarz", lams, rule="discrepancy", iterations=3
-    )
-    one = linear.reconstruct(system, "kaczmarz", lam=lams[2], iterations=3)
-    np.testing.assert_allclose(images[:, 2], one, rtol=1e-9)
-    level = np.linalg.norm(system.weights * system.noise)
-    for f, residuals in enumerate(curve.residual):
-        met = [lam for lam, r in zip(lams, residuals, strict=True) if r <= level]
-        assert chosen[f] == (met[0] if met else lams[-1])
-    loud = dataclasses.replace(system, noise=system.noise * 1e3)
-    assert (
-        linear.choose_lam(loud, "kaczmarz", lams, rule="discrepancy", iterations=3)[0]
-        == 1
-    ).all()
-
-    quiet = dataclasses.replace(system, noise=None)
-    bad = [
-        ((system, "kaczmarz", lams[::-1]), {}, "lams: expected three or more falling"),
-        ((system, "kaczmarz", lams), {"rule": "gcv"}, "rule: expected l_curve"),
-        ((quiet, "kaczmarz", lams), {"rule": "discrepancy"}, "noise is not known"),
-        ((system, "tv", lams), {}, "method tv: expected settings out of"),
-    ]
-    for arguments, settings, message in bad:
-        with pytest.raises(ValueError, match=message):
-            linear.choose_lam(*arguments, **settings)
+    assert not reconstruct(system, "elastic_net", l1=1.01).any()
 
 
 @DOUBLE
 def test_ranks_above_the_resolved_are_cut(monkeypatch):
     """Fewer singular values than the limit are no error."""
     rows = noise(28, 12, 3, kind=complex) @ noise(29, 3, 10)
-    monkeypatch.setattr(linear, "RANK", 8)
+    monkeypatch.setattr(problem, "RANK", 8)
     c = np.abs(noise(30, 10))
     system = preprocess.System(
         rows, (rows @ c)[None], None, ALL, scanner.Grid((2, 5), (1.0, 1.0, 1.0))
     )
-    image = linear.reconstruct(system, "nonnegative", iterations=200)
+    image = reconstruct(system, "nonnegative", iterations=200)
     np.testing.assert_allclose(rows @ image.reshape(-1), rows @ c, rtol=1e-3)
+
+
+def frames(seed, rows=40, voxels=12, strengths=(1.0, 0.3)):
+    """A system of non-negative images, noise outside of its span included."""
+    rng = np.random.default_rng(seed)
+    matrix = noise(seed, rows, voxels, kind=complex)
+    c = rng.uniform(size=(len(strengths), voxels)) * np.array(strengths)[:, None]
+    data = c @ matrix.T
+    data = data + 0.01 * np.linalg.norm(data) * noise(seed + 1, *data.shape) / rows
+    grid = scanner.Grid((3, 4), (1.0, 1.0, 1.0))
+    return preprocess.System(matrix, data, None, np.ones((1, rows), bool), grid)
+
+
+@DOUBLE
+@pytest.mark.parametrize("method", ["kaczmarz", "cgnr", "tikhonov", "elastic_net"])
+def test_lam_has_two_units_for_one_number(method):
+    """lam ||S||_F^2 / P or lam sigma_1^2: the same image for converted numbers."""
+    system = frames(40)
+    singular = np.linalg.svd(
+        np.concatenate([system.system_matrix.real, system.system_matrix.imag]),
+        compute_uv=False,
+    )
+    energy = np.sum(singular**2) / system.system_matrix.shape[1]
+    of_energy = 0.05 * singular[0] ** 2 / energy
+    one = reconstruct(system, method, lam=0.05, lam_unit="sigma1")
+    two = reconstruct(system, method, lam=of_energy, lam_unit="energy")
+    np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(two, reconstruct(system, method, lam=of_energy))
+    same_number = reconstruct(system, method, lam=0.05)
+    assert np.abs(one - same_number).max() > 1e-3
+    with pytest.raises(
+        ValueError, match="lam_unit: expected energy or sigma1, got 'x'"
+    ):
+        reconstruct(system, method, lam=0.05, lam_unit="x")
+
+
+@DOUBLE
+@pytest.mark.parametrize("method", ["nonnegative", "tv"])
+def test_rho_follows_the_noise_of_each_frame(method):
+    """Frames together as frames alone, though their noise differs."""
+    system = frames(42, strengths=(1.0, 0.02))
+    both = reconstruct(system, method, rho="noise", iterations=5)
+    np.testing.assert_array_equal(both, reconstruct(system, method, iterations=5))
+    for n in range(2):
+        alone = dataclasses.replace(system, measurement=system.measurement[n : n + 1])
+        one = reconstruct(alone, method, iterations=5)
+        np.testing.assert_allclose(both[n : n + 1], one, rtol=1e-9, atol=1e-12)
+    assert (
+        np.abs(both - reconstruct(system, method, rho=1e-1, iterations=5)).max() > 1e-4
+    )
+    with pytest.raises(ValueError, match="rho: expected a number or noise, got 'loud'"):
+        reconstruct(system, method, rho="loud")
+
+
+@DOUBLE
+def test_noise_that_nothing_tells_is_asked_for():
+    """As many real rows as voxels, and no background frames."""
+    system = frames(44, rows=6)
+    with pytest.raises(ValueError, match="noise: expected background frames"):
+        reconstruct(system, "nonnegative")
+    assert reconstruct(system, "nonnegative", rho=1e-3).shape == (2, 3, 4)
 
 
 @DOUBLE
 def test_unknown_methods_and_settings(plain):
     system = preprocess.prepare(*plain)
-    with pytest.raises(ValueError, match="method: expected one of kaczmarz"):
-        linear.reconstruct(system, "fista")
-    with pytest.raises(
-        ValueError, match="method tikhonov: expected settings out of lam"
-    ):
-        linear.reconstruct(system, "tikhonov", iterations=3)
+    with pytest.raises(ValueError, match="method: expected one of zero"):
+        reconstruct(system, "fista")
+    with pytest.raises(ValueError, match="not a setting of method tikhonov"):
+        reconstruct(system, "tikhonov", iterations=3)
+    with pytest.raises(ValueError, match="lam: expected a number or one of l_curve"):
+        reconstruct(system, "tikhonov", lam="gcv")
+    with pytest.raises(ValueError, match="method xspace: expected a simulated scanner"):
+        reconstruct(system, "xspace")
