@@ -228,7 +228,7 @@ def test_twins_are_found(built, monkeypatch):
         ({"folder": "/nowhere"}, "data.folder: .*got /nowhere"),
         ({"folder": str(DATASETS)}, "expected one data set in .*found none"),
         ({"images": 49}, "data.images: expected at most the 48 training images"),
-        ({"images": 5}, "images: expected at least 6, got 5"),
+        ({"images": 5}, "images: expected an integer >= 6, got 5"),
         ({"batch_size": 12}, "data.batch_size: expected a multiple of the 8 devices"),
         ({"families": ("bars", "bars")}, "families: expected different names"),
         ({"families": ("dots",)}, "family: expected one of bars"),

@@ -72,7 +72,7 @@ def test_files_are_read_at_the_positions_of_the_stream(monkeypatch):
             {"images": 31, "source": "tfds"},
             "data.images: expected at most the 30 train",
         ),
-        ({"images": 5}, "images: expected at least 6, got 5"),
+        ({"images": 5}, "images: expected an integer >= 6, got 5"),
         ({"images": -1}, "data.images: expected a number >= 0, got -1"),
         ({"batch_size": 12}, "data.batch_size: expected a multiple of the 8 devices"),
         ({"families": ("bars", "bars")}, "families: expected different names"),
