@@ -96,7 +96,6 @@ def run(
     images, masks = {}, {}
     for ready in prepared:
         made = ready.solve(u / peak)
-        made = made._replace(image=jnp.clip(made.image, 0, 1))
         mask = np.asarray(ready.mask(made))
         image = np.asarray(made.image * peak, float)
         residual = _residual(forward, image, u)

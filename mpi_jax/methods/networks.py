@@ -97,7 +97,7 @@ def of_runs(
 ) -> dict[str, Network]:
     """The networks of work folders (or weights files), by name.
 
-    The name is that of the config; runs of one config are told apart by their folders.
+    The name is that of the config; further runs of one config have those of their folders.
     calibration: where the MDF calibration of the runs is now, if not where they know.
     Raises ValueError for a folder without weights, and for two of one name.
     """
@@ -113,8 +113,8 @@ def of_runs(
         loaded.append((place, _at(config, calibration), generator, weights))
     names = [config.name for _, config, _, _ in loaded]
     names = [
-        place.resolve().name if names.count(name) > 1 or name in METHODS else name
-        for name, (place, _, _, _) in zip(names, loaded, strict=True)
+        place.resolve().name if name in names[:n] or name in METHODS else name
+        for n, (name, (place, _, _, _)) in enumerate(zip(names, loaded, strict=True))
     ]
     twice = [name for name in names if names.count(name) > 1 or name in METHODS]
     if twice:

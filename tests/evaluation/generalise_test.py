@@ -188,8 +188,10 @@ def context(ready=(), lacks=None, images=2, pixels=6):
     u = system_matrix.forward(matrix, image)
     truth = data.Examples(image, (image > 0.5).astype(jnp.float32), u, family)
     every = {one.method.name: one for one in ready}
+    problem = methods.from_forward(config, simulator)
+    V = jnp.eye(pixels**2)[:, :2]
     return cases.Context(
-        config, None, truth, every, lacks or {}, None, truth, simulator
+        config, problem, truth, every, lacks or {}, V, truth, simulator
     )
 
 
@@ -273,7 +275,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
             shutil.copy(trained / name, copy)
     words = ("generalise", "--workdir", folder, "--runs", twin)
     words += ("--num", "16", "--methods")
-    words += ("nonnegative", "run", "--suites", "vessels", "linearity")
+    words += ("nonnegative", "test", "--suites", "vessels", "linearity")
     done = command(*words, "hallucination", "families")
     assert done.returncode == 0, done.stderr
     assert "linearity" in done.stderr  # progress
@@ -286,21 +288,21 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     assert groups == {
         "zero": "control",
         "nonnegative": "classical",
-        "run": "physics",
+        "test": "physics",
         "twin": "physics",
     }
-    networks = ("run", "twin")
+    networks = ("test", "twin")
     assert {m for _, m in found} == {"zero", "nonnegative", *networks}
     values = results.GeneralisationValues.read(made / "values.npz")
 
     first = "in distribution; same S (inverse crime)"
-    for method in ("nonnegative", "run", "zero"):
+    for method in ("nonnegative", "test", "zero"):
         row, before = found["space colonisation", method], found[first, method]
         expected = before.psnr.mean - row.psnr.mean
         assert row.drop.mean == pytest.approx(expected, abs=1e-4)
         assert row.drop.low < row.drop.mean < row.drop.high
         assert not row.paired and row.num == 16
-        network = found["space colonisation", "run"].drop.mean
+        network = found["space colonisation", "test"].drop.mean
         expected = row.drop.mean - network
         assert row.excess.mean == pytest.approx(expected, abs=1e-4)
         key = "vessels", "space colonisation", method, "psnr"
@@ -321,7 +323,7 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     # Non-negative least squares scales with its data, in every iteration.
     row = found["concentration x 0.05", "nonnegative"]
     assert row.drop.mean == pytest.approx(0, abs=0.05)
-    for method in ("nonnegative", "run"):
+    for method in ("nonnegative", "test"):
         assert found["no signal", method].largest.mean < 0.5
         assert found["noise without tracer", method].rms.mean < 0.5
     assert found["no signal", "nonnegative"].largest.mean == 0

@@ -16,7 +16,7 @@ from mpi_jax.methods import networks
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 METHODS = (
     *("zero", "mean", "nearest", "ridge", "xspace_max", "xspace", "kaczmarz"),
-    *("tikhonov", "nonnegative", "run0"),
+    *("tikhonov", "nonnegative", "test"),
 )
 
 
@@ -60,12 +60,12 @@ def test_every_line_is_there(evaluated):
     order += [m for m in names if m not in controls]
     assert found == [(s, m, f) for s in (np.inf, 40.0) for m in order for f in families]
     each = {n.method: n for n in lines}
-    assert each["run0"].label == "Dual-task TransGAN + physics, seed 0"
+    assert each["test"].label == "Dual-task TransGAN + physics, seed 0"
     assert each["run1"].label == "Dual-task TransGAN + physics, seed 1"
     groups = {m: n.group for m, n in each.items()}
     assert groups["ridge"] == groups["xspace_max"] == "control"
     assert groups["kaczmarz"] == "classical"
-    assert groups["run0"] == groups["run1"] == "physics"
+    assert groups["test"] == groups["run1"] == "physics"
     assert set(table.USUAL) <= set(methods.METHODS)
     assert values.main_snr_db == 40
     assert len(values.family) == 18
@@ -123,7 +123,7 @@ def test_lines_are_the_stored_values(evaluated):
     )
     # The same weights under two seeds.
     np.testing.assert_array_equal(
-        values.main("run1", "psnr"), values.main("run0", "psnr")
+        values.main("run1", "psnr"), values.main("test", "psnr")
     )
 
 
@@ -282,8 +282,8 @@ def test_readme_takes_tables_of_a_report_by_their_titles(tmp_path):
         report.fill(f"<!-- tables: t.json: Seeds -->\n{report.END}", tmp_path)
 
 
-def test_readme_agrees_with_committed_summaries():
-    readme = (ROOT / "README.md").read_text()
+def test_results_page_agrees_with_committed_summaries():
+    readme = (ROOT / "docs" / "results.md").read_text()
     assert readme == report.fill(readme, ROOT / "results")
     marks = readme.count("<!-- results:") + readme.count("<!-- tables:")
     assert marks == readme.count(report.END)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpi_jax import data
+from mpi_jax import data, methods, scanner
 from mpi_jax.methods import tuning
 
 TRUTH = jnp.asarray(np.random.default_rng(0).uniform(0.2, 0.8, (3, 4, 5)), jnp.float32)
@@ -13,6 +13,10 @@ EXAMPLES = data.Examples(
     mask=(TRUTH > 0.5).astype(jnp.float32),
     voltage=jnp.zeros((3, 1, 8)),
     family=jnp.zeros(3, int),
+)
+PROBLEM = methods.from_matrix(
+    np.random.default_rng(1).normal(size=(1, 8, 20)),
+    scanner.Grid((4, 5), (1e-2, 1e-2, 1e-3)),
 )
 
 
@@ -77,6 +81,6 @@ def test_threshold_of_masks():
 
 def test_methods_without_settings_have_none_to_choose():
     with pytest.raises(ValueError, match="method zero: expected one with settings"):
-        tuning.tune(None, "zero", EXAMPLES)
+        tuning.tune(PROBLEM, "zero", EXAMPLES)
     with pytest.raises(ValueError, match="did you mean kaczmarz"):
-        tuning.tune(None, "kaczmarcz", EXAMPLES)
+        tuning.tune(PROBLEM, "kaczmarcz", EXAMPLES)
