@@ -102,8 +102,8 @@ def test_figure(small, forward, runs, calibrated_folder, tmp_path, capsys):
     system = preprocess.prepare(
         file, mdf.read(calibrated_folder / "shape.mdf"), settings
     )
-    rows, right = np.asarray(system.system_matrix), system.measurement
-    image = kaczmarz.solve(rows, right, lam=0.01, iterations=10)
+    S, right = np.asarray(system.system_matrix), system.measurement
+    image = kaczmarz.solve(S, right, lam=0.01, iterations=10)
     expected = np.asarray(image).reshape(32, 32) * open_mpi.unit(file)
     error = np.abs(images[0][0] - expected).max()
     assert error < 1e-3 * expected.max()

@@ -229,7 +229,7 @@ def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
             "about": json.dumps([about | {"against": case.against}]),
         },
     }
-    infos = [results.MethodInfo(**table.method_info(one.method)) for one in ready]
+    infos = [table.method_info(one.method) for one in ready]
     rows = generalise._rows(found, infos)
     drops = {r.method: r.drop for r in rows if r.drop}
     assert drops == {"part": results.Change(mean=3.0, low=3.0, high=3.0)}
@@ -340,10 +340,10 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     assert (made / "table.md").read_text() == text
 
     for wrong, said in (
-        (("--suites", "moon"), "suites: expected some of families"),
-        (("--methods", "magic"), "method: expected one of"),
+        (("--suites", "moon"), "suites: expected one of families"),
+        (("--methods", "magic"), "methods: expected one of"),
         (("--num", "3"), "at least 6"),
-        (("--runs", tmp_path), "no weights yet"),
+        (("--runs", tmp_path), "no config.json"),
     ):
         done = command("generalise", "--workdir", folder, *wrong)
         assert done.returncode == 2 and said in done.stderr, done.stderr
