@@ -120,7 +120,7 @@ def test_figure(small, forward, runs, calibrated_folder, tmp_path, capsys):
     about["config"] = configs.to_dict(changed(small, slab=1))
     pretrained.export_weights(other / "weights.safetensors", params, about)
     for more, word in (
-        (["--runs", str(tmp_path)], "weights.safetensors"),
+        (["--runs", str(tmp_path)], "has no weights yet"),
         (["--phantoms", "shape", "resolution"], "one file for each phantom"),
         (["--runs", str(runs[0]), str(other)], "one calibration and grid"),
         (["--calibration", "no.mdf"], "found none in no.mdf"),
