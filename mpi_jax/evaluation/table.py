@@ -87,6 +87,7 @@ def run(
     problem = _problem(config, forward, networks)
     main = config.data.test_snr_db if config.data.test_snr_db in levels else levels[0]
 
+    family = np.asarray(phantoms.indices(np.arange(num))) % len(phantoms.FAMILIES)
     measured: dict[float, list[Measured]] = {}
     for number, level in enumerate(levels):
 
@@ -99,8 +100,8 @@ def run(
         if level == main:
             shown = one.shown(prepared)
     rows = measured[main]
-    lines = _lines(measured, one.families(num), networks)
-    _write(workdir, config, lines, measured, main, one.families(num), began)
+    lines = _lines(measured, family, networks)
+    _write(workdir, config, lines, measured, main, family, began)
     _write_examples(workdir, forward, rows, *shown)
     return [line for line in lines if line.snr_db == main]
 
@@ -188,12 +189,6 @@ class _Level:
             for i in range(start, start + count, size)
         ]
         return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-
-    def families(self, num: int) -> np.ndarray:
-        """The number of each test image's family, [num]."""
-        starts = range(0, num, self.chunk)
-        parts = [self.examples("test", i, min(self.chunk, num - i)) for i in starts]
-        return np.concatenate([np.asarray(p.family) for p in parts])[:num]
 
     def prepare(
         self,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
@@ -244,13 +243,3 @@ def weighted(system: preprocess.System) -> Complex[Array, "F M"]:
     if system.weights is None:
         return data
     return jnp.asarray(system.weights, data.real.dtype)[None] * data
-
-
-def clip(solve: Solve, largest: float = 1.0) -> Solve:
-    """The same with images cut at `largest`, as phantoms in [0, 1] are compared."""
-
-    def clipped(u):
-        made = solve(u)
-        return made._replace(image=jnp.clip(made.image, 0, largest))
-
-    return jax.tree_util.Partial(clipped)
