@@ -52,7 +52,7 @@ def test_unknown_names():
 
 def test_settings_without_oversample_keep_their_sampling():
     """Of weights and work folders from before there was one; new runs are oversampled."""
-    config = configs.get("small64")
+    config = configs.get("table64_dual")
     assert data.make_scanner(config).receiver.oversample == 2
     stored = json.loads(json.dumps(configs.to_dict(config)))
     del stored["scanner"]["oversample"]
