@@ -18,10 +18,12 @@ _SHOWN = ("generator_loss", "mae", "images_per_second")
 class Progress:
     """A Tell: a bar on a terminal, a line now and then elsewhere.
 
-    Rates and times leave out the first step of a stage, which compiles.
+    Rates and times leave out the first step of a stage, which compiles. silent: for the
+    processes of a cluster but one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
         self.bar: tqdm | None = None
         self.drawn: str | None = None  # the stage of the bar
         self.printed: tuple[str, float] = "", 0.0  # the last line: its stage, and when
@@ -42,6 +44,8 @@ class Progress:
     def __call__(
         self, stage: str, done: int, total: int, numbers: dict[str, float]
     ) -> None:
+        if self.silent:
+            return
         shown = {
             name.removeprefix("validation_"): f"{value:.4g}"
             for name, value in numbers.items()

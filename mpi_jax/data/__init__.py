@@ -3,11 +3,18 @@ network is given of them.
 """
 
 from mpi_jax.data import calibrated
-from mpi_jax.data.examples import Examples, draw, draw_pictures, observe, pictures
+from mpi_jax.data.examples import (
+    Examples,
+    draw,
+    draw_pictures,
+    fixed_noise,
+    observe,
+    pictures,
+)
 from mpi_jax.data.features import Inputs, inputs, refine
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.data.setup import PRESETS, build, check_voltage, make_scanner, simulator
-from mpi_jax.data.stream import training_pictures
+from mpi_jax.data.stream import Shards, training_pictures, validation_pictures
 from mpi_jax.data.tfds import Reader
 
 __all__ = [
@@ -16,11 +23,13 @@ __all__ = [
     "Inputs",
     "PRESETS",
     "Reader",
+    "Shards",
     "build",
     "calibrated",
     "check_voltage",
     "draw",
     "draw_pictures",
+    "fixed_noise",
     "inputs",
     "make_scanner",
     "observe",
@@ -28,4 +37,5 @@ __all__ = [
     "refine",
     "simulator",
     "training_pictures",
+    "validation_pictures",
 ]
