@@ -13,8 +13,9 @@ ROOMS = (
     *("mdf", "metrics"),
 )
 # Shared by the modules of a room, without a place in its documentation.
-SHARED = {"expect", "matmul", "parameter", "rows", "columns", "system"} | {
-    "default_float"
+SHARED = {
+    *("expect", "matmul", "parameter", "rows", "columns", "system"),
+    "default_float",
 }
 CHECKS = ("check_", "need_")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
