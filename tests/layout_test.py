@@ -35,6 +35,7 @@ ALLOWED = {
     "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
+    "cluster": set(),
     "runs": {"configs", "pretrained", "results"},
     "results": set(),
     "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "methods": SIGNALS | LEARNING | {"mdf", "reconstruct", "preprocess"},
     "evaluation": SIGNALS
     | LEARNING
-    | {"mdf", "open_mpi", "reconstruct", "methods", "bootstrap", "results"},
+    | {"mdf", "open_mpi", "reconstruct", "methods", "bootstrap", "results", "cluster"},
     "report": {"bootstrap", "results"},
     "cli": {"*"},
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING
+
+from mpi_jax._progress import Tell, silent
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -120,3 +123,10 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         self.bar = self.drawn = None
+
+
+def of_lead() -> contextlib.AbstractContextManager[Tell]:
+    """The Progress of the lead; the other processes say nothing."""
+    from mpi_jax import cluster
+
+    return Progress() if cluster.is_lead() else contextlib.nullcontext(silent)

@@ -3,7 +3,14 @@ network is given of them.
 """
 
 from mpi_jax.data import calibrated
-from mpi_jax.data.examples import Examples, draw, draw_pictures, observe, pictures
+from mpi_jax.data.examples import (
+    Examples,
+    draw,
+    draw_batches,
+    draw_pictures,
+    observe,
+    pictures,
+)
 from mpi_jax.data.features import Inputs, inputs, refine
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.data.setup import PRESETS, build, check_voltage, make_scanner, simulator
@@ -20,6 +27,7 @@ __all__ = [
     "calibrated",
     "check_voltage",
     "draw",
+    "draw_batches",
     "draw_pictures",
     "inputs",
     "make_scanner",

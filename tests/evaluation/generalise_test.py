@@ -10,7 +10,7 @@ import pytest
 
 from mpi_jax import configs, data, methods, physics, results, scanner, system_matrix
 from mpi_jax.cli.main import main
-from mpi_jax.evaluation import cases, generalise, table
+from mpi_jax.evaluation import cases, generalise, lines
 from mpi_jax.noise import coloured_noise, narrow_band, pink, signals
 
 SMALL = scanner.paper(6)
@@ -229,7 +229,7 @@ def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
             "about": json.dumps([about | {"against": case.against}]),
         },
     }
-    infos = [table.method_info(one.method) for one in ready]
+    infos = [lines.method_info(one.method) for one in ready]
     rows = generalise._rows(found, infos)
     drops = {r.method: r.drop for r in rows if r.drop}
     assert drops == {"part": results.Change(mean=3.0, low=3.0, high=3.0)}
