@@ -287,22 +287,25 @@ class _Work:
                 )
                 for name, method in self.plan.tunings_at(level).items()
             ]
-            # A chunk that compiles says nothing of the time: the first of a process.
-            # Where a level has but one for each, the first of them runs once more.
-            twice = mine == self.kept.left(chunks)[:1]
+            # A chunk of a size that compiles says nothing of the time, so that the first
+            # runs once more where this process has no other of its size.
+            first, sizes = self.kept.left(chunks)[0], [chunks[name][1] for name in mine]
+            compiled: set[int] = set()
             for name in mine:
                 start, count = chunks[name]
                 test = self._examples("test", count, level, start)
-                timed = twice or name != mine[0]
+                twice = name == first and sizes.count(count) == 1
+                timed = twice or count in compiled
+                compiled.add(count)
                 arrays: dict[str, np.ndarray] = {}
                 for ready in prepared:
                     if twice:
                         _reconstruct(ready, test.voltage)
                     arrays |= self._measured(ready, test, level, timed, start == 0)
                 if start == 0:
-                    first = _first_of_families(test)
-                    arrays["truth"] = np.asarray(test.image)[first]
-                    arrays["mask"] = np.asarray(test.mask, np.uint8)[first]
+                    shown = _first_of_families(test)
+                    arrays["truth"] = np.asarray(test.image)[shown]
+                    arrays["mask"] = np.asarray(test.mask, np.uint8)[shown]
                 self.kept.write(name, arrays)
                 done += count
                 self.tell("test", done, total, {})
