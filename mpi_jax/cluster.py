@@ -17,22 +17,24 @@ Source of the first two: the cluster detection of jax.distributed, which SLURM u
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import dataclasses
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-STOPPED = 75  # exit code: stopped by a signal, with everything saved
+from mpi_jax._progress import Stopped
+
 # A process that died without a word is noticed after that; JAX waits 100 s by default.
 HEARTBEAT_S = 20
 _PATIENCE_MS = 24 * 3600 * 1000  # what ends waiting is the watch, not the clock
@@ -40,16 +42,13 @@ _GRACE_S = 2.0  # for a process that fails of the same to say so itself
 _ERROR = "mpi_jax/error"
 
 
-class Stopped(Exception):
-    """Training ended at a signal; what was done is saved."""
-
-
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """This process among all; None where JAX finds it out itself."""
 
-    count: int | None
-    index: int | None
-    coordinator: str | None
+    count: int | None = None
+    index: int | None = None
+    coordinator: str | None = None
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place:
@@ -95,9 +94,11 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     if cluster not in ("", "tpu"):
         raise ValueError(f"MPI_JAX_CLUSTER: expected tpu or nothing, got {cluster}")
     if "," in hosts or cluster == "tpu":
-        return Place(None, None, None)
+        return Place()
     if coordinator is not None or environment.get(ours[2]) is not None:
-        return _complete(environment, None, _number(environment, ours[2], 0), coordinator)
+        return _complete(
+            environment, None, _number(environment, ours[2], 0), coordinator
+        )
     return Place(1, 0, None)
 
 
@@ -151,7 +152,7 @@ def _of_slurm(environment: Mapping[str, str], tasks: int) -> Place:
             f"{', '.join(missing)}, which srun sets: start with srun, or set "
             "MPI_JAX_NUM_PROCESSES=1 to use one process alone"
         )
-    return Place(None, None, None)
+    return Place()
 
 
 def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -184,12 +185,16 @@ def join(*, stops: bool = False) -> Iterator[None]:
     try:
         with _signals(stops):
             yield
-            barrier("end")
+        barrier()
+    except Stopped:  # all of them, after the same step
+        barrier()
+        raise
     except BaseException as error:
         over.set()
         _tell(error)
         raise
-    over.set()
+    finally:
+        over.set()
     jax.distributed.shutdown()
 
 
@@ -218,17 +223,22 @@ def _client() -> Any:
 
 def _tell(error: BaseException) -> None:
     """The error to all other processes; then this one leaves without waiting for them."""
-    from jax._src import distributed
-
     code = 2 if isinstance(error, (ValueError, OSError)) else 1
     words = " ".join(str(error).split()) or type(error).__name__
     with contextlib.suppress(Exception):  # the first to tell is heard
-        _client().key_value_set(_ERROR, f"{code} process {jax.process_index()}: {words}")
+        _client().key_value_set(
+            _ERROR, f"{code} process {jax.process_index()}: {words}"
+        )
     if is_lead():
         time.sleep(_GRACE_S)  # the store ends with its process
-    # Its shutdown waits for processes that may never come.
-    distributed.global_state.client = None
-    distributed.global_state.preemption_sync_manager = None
+    # At exit JAX waits for the others, who may never come, and then aborts.
+    atexit.register(_leave, code)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _watch(over: threading.Event) -> None:
@@ -244,8 +254,8 @@ def _watch(over: threading.Event) -> None:
         if over.wait(_GRACE_S):
             return
         code, _, words = told.partition(" ")
-        print(f"mpi-jax: {words}", file=sys.stderr, flush=True)
-        os._exit(int(code))
+        print(f"mpi-jax: {words}", file=sys.stderr)
+        _leave(int(code))
 
 
 # --- Signals
@@ -299,9 +309,9 @@ def is_lead() -> bool:
 _turns = iter(range(sys.maxsize))  # all processes take the same turns
 
 
-def barrier(name: str) -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
-    gather(name)
+    gather("")
 
 
 def gather(words: str) -> list[str]:
@@ -340,8 +350,3 @@ def check_equal(name: str, value: str) -> None:
             f"{name}: expected the same on all {len(values)} processes; process 0 has "
             f"{values[0]}, process {others[0]} has {values[others[0]]}"
         )
-
-
-def host() -> str:
-    """The name of this machine."""
-    return socket.gethostname()

@@ -5,6 +5,8 @@ metrics.jsonl        results.LogLine, one for each `log_every` steps or validati
 samples/STEP.npz     results.Samples, at each validation
 checkpoints/         of train.checkpoint
 weights.safetensors  of the best validation, with a results.RunInfo as metadata
+init.safetensors     what training started from, where it was given
+lock                 while a training is at work: who it is
 tensorboard/         if asked for
 """
 
@@ -12,13 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import importlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,9 +36,18 @@ import mpi_jax
 from mpi_jax import configs, pretrained
 from mpi_jax._files import write_atomically
 from mpi_jax.configs import Config
-from mpi_jax.results import UNKNOWN, LogLine, RunInfo, Samples, write_lines
+from mpi_jax.results import (
+    UNKNOWN,
+    InitialWeights,
+    LogLine,
+    RunInfo,
+    Samples,
+    Start,
+    write_lines,
+)
 
 CONFIG, LOG, WEIGHTS = "config.json", "metrics.jsonl", "weights.safetensors"
+INIT, LOCK = "init.safetensors", "lock"
 BUILT_FROM = "commit.txt"  # of a package that setup.py has built
 
 
@@ -43,6 +58,8 @@ def export(
     line = LogLine(step=step, images=step * config.data.batch_size, **validation)
     info = dataclasses.replace(
         read_info(workdir),
+        # How often a run was stopped is not a property of its weights.
+        starts=(),
         step=line.step,
         images=line.images,
         validation_psnr=line.validation_psnr,
@@ -120,16 +137,21 @@ def keep_lines(path: Path, step: int) -> None:
 
 # Settings that may change between a run and its resumption.
 _FREE = (
-    *("log_every", "checkpoint_every", "validation_images", "tensorboard"),
-    "data.folder",
+    *("log_every", "checkpoint_every", "checkpoint_minutes", "validate_every"),
+    *("validation_images", "tensorboard", "data.folder"),
 )
 
 
-def prepare(workdir: Path, config: Config, resume: bool) -> None:
+def prepare(
+    workdir: Path, config: Config, resume: bool, init: Path | None = None
+) -> None:
     """Makes a work folder with its config.json, or checks that it is this run's.
 
+    With resume `steps` may grow, where the learning rate doesn't hang on it. init: a
+    weights file to start from, of which the folder keeps a copy.
+
     Raises ValueError for a folder with other files in it, with a run (without resume) or
-    with a run of another config (with it).
+    with a run of another config or other initial weights (with it).
     """
     path = workdir / CONFIG
     settings = _plain(config)
@@ -139,23 +161,23 @@ def prepare(workdir: Path, config: Config, resume: bool) -> None:
                 f"{workdir}: expected a new folder, but it holds a run; "
                 "pass --resume to go on with it"
             )
-        differing = [
-            f"{name} is {there!r} there and {here!r} here"
-            for name, there, here in _differences(
-                _plain(read_config(workdir)), settings
-            )
-            if name not in _FREE
-        ]
-        if differing:
+        info = read_info(workdir)
+        _check_same_run(workdir, config)
+        if init is not None and _initial(init) != info.init:
             raise ValueError(
-                f"{workdir}: holds a run of another config: {differing[0]}"
+                f"init: expected none, or the file that {workdir} started from, "
+                f"got {init}; start in a new folder"
             )
+        if info.config != settings:
+            dataclasses.replace(info, config=settings).write(path)
         return
-    if workdir.exists() and any(workdir.iterdir()):
+    if workdir.exists() and any(p.name != LOCK for p in workdir.iterdir()):
         raise ValueError(
             f"{workdir}: expected a new or empty folder, but it holds other files"
         )
     workdir.mkdir(parents=True, exist_ok=True)
+    if init is not None:
+        write_atomically(workdir / INIT, Path(init).read_bytes())
     device = jax.local_devices()[0]
     RunInfo(
         name=config.name,
@@ -165,10 +187,95 @@ def prepare(workdir: Path, config: Config, resume: bool) -> None:
         python=platform.python_version(),
         jax=jax.__version__,
         platform=device.platform,
-        device=f"{jax.local_device_count()} x {device.device_kind}, "
+        device=f"{jax.device_count()} x {device.device_kind}, "
         f"{os.cpu_count()} CPU cores",
+        init=None if init is None else _initial(init),
         config=settings,
     ).write(path)
+
+
+def _check_same_run(workdir: Path, config: Config) -> None:
+    for name, there, here in _differences(_plain(read_config(workdir)), _plain(config)):
+        differing = f"{name} is {there!r} there and {here!r} here"
+        if name == "steps" and config.steps > _number(there):
+            if config.optimiser.schedule == "constant":
+                continue
+            differing += "; the learning rate of its schedule hangs on the steps"
+        if name not in _FREE:
+            raise ValueError(f"{workdir}: holds a run of another config: {differing}")
+
+
+def _initial(path: Path) -> InitialWeights:
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return InitialWeights(file=Path(path).name, sha256=digest)
+
+
+def add_start(workdir: Path, step: int, hosts: Sequence[str]) -> None:
+    """One more start in config.json. hosts: the machine of every process."""
+    device = jax.local_devices()[0]
+    start = Start(
+        step=step,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        hosts=tuple(hosts),
+        devices=f"{jax.device_count()} x {device.device_kind}",
+        version=mpi_jax.__version__,
+        commit=commit(),
+        python=platform.python_version(),
+        jax=jax.__version__,
+    )
+    info = read_info(workdir)
+    dataclasses.replace(info, starts=(*info.starts, start)).write(workdir / CONFIG)
+
+
+def sweep(workdir: Path) -> None:
+    """Remove what kills have left: files that were being written."""
+    for part in (*workdir.glob(".*.part"), *workdir.glob("samples/.*.part")):
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other trainings out of a work folder; the lock of a dead one is taken over.
+
+    The operating system lets go of it when a process ends, however it ends. Raises
+    ValueError that names who is at work.
+    """
+    path, file = workdir / LOCK, None
+    while file is None:
+        file = open(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"{workdir}: expected a folder that no training is at work in, but "
+                f"{who} is; stop it, or wait for it"
+            ) from None
+        except OSError:  # a file system without locks
+            warnings.warn(
+                f"{workdir}: its file system has no locks, nothing keeps a second "
+                "training out",
+                stacklevel=2,
+            )
+        if not path.exists() or not os.path.samestat(
+            os.fstat(file.fileno()), path.stat()
+        ):
+            file.close()  # its owner has just removed it
+            file = None
+    with file:
+        file.seek(0)
+        if who := file.read().strip():
+            warnings.warn(f"{workdir}: takes over from {who}, which died", stacklevel=2)
+        file.truncate(0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _plain(config: Config) -> dict[str, object]:

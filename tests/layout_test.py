@@ -35,15 +35,19 @@ ALLOWED = {
     "pretrained": {"configs"},
     "metrics": set(),
     "bootstrap": set(),
-    "cluster": set(),
     "runs": {"configs", "pretrained", "results"},
+    "cluster": set(),
     "results": set(),
     "data": SIGNALS | {"mdf", "reconstruct", "preprocess", "configs"},
-    "train": {"models", "data", "metrics", "runs", "configs", "pretrained"},
+    "train": {
+        *("models", "data", "metrics", "phantoms", "runs", "configs", "pretrained"),
+        "cluster",
+    },
     "methods": SIGNALS | LEARNING | {"mdf", "reconstruct", "preprocess"},
     "evaluation": SIGNALS
     | LEARNING
-    | {"mdf", "open_mpi", "reconstruct", "methods", "bootstrap", "results", "cluster"},
+    | {"mdf", "open_mpi", "reconstruct", "methods", "bootstrap", "results"}
+    | {"cluster"},
     "report": {"bootstrap", "results"},
     "cli": {"*"},
 }

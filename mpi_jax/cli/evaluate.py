@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli.files import check_num, print_table
-from mpi_jax.cli.progress import of_lead
+from mpi_jax.cli.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _evaluate(options: Options) -> None:
         print_table(options.workdir)
 
     cluster.on_lead(prepare)
-    with of_lead() as tell:
+    with Progress(silent=not cluster.is_lead()) as tell:
         table.run(
             options.workdir,
             names=options.methods or None,

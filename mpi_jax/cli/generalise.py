@@ -8,7 +8,7 @@ from pathlib import Path
 from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli.evaluate import check_methods
 from mpi_jax.cli.files import check_num
-from mpi_jax.cli.progress import of_lead
+from mpi_jax.cli.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _generalise(options: Options) -> None:
     cluster.on_lead(lambda: check_methods(options.methods, options.workdir))
     for suite in options.suites:
         expect_one_of("--suites", suite, cases.SUITES)
-    with of_lead() as tell:
+    with Progress(silent=not cluster.is_lead()) as tell:
         generalise.run(
             options.workdir,
             runs=options.runs,

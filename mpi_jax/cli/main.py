@@ -1,7 +1,7 @@
 """The command line: verbs to library calls. The only place that parses and prints.
 
-Exit codes: 0 done, 2 bad input (one line on stderr says what), 1 anything else, 130
-interrupted.
+Exit codes: 0 done, 2 bad input (one line on stderr says what), 1 anything else, 75 training
+stopped by a signal with everything saved, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import mpi_jax
+from mpi_jax._progress import Stopped
 from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli.environment import keep_memory, quick_compilation
 
+STOPPED = 75  # exit code, which launchers take as a wish to be started again
 # Verb -> module of that name, with its `Options`, `run` and, where the defaults of a verb
 # hang on its arguments, `defaults`.
 VERBS = (
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as stop:  # --help of a verb
         return int(stop.code or 0)
+    except Stopped as stop:
+        print(f"mpi-jax: {stop}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("mpi-jax: interrupted; finished work is kept", file=sys.stderr)
         return 130
@@ -107,7 +112,8 @@ def _help() -> str:
             "",
             "  --version    print the version",
             "",
-            "Exit codes: 0 done, 2 bad input, 1 anything else, 130 interrupted.",
+            "Exit codes: 0 done, 2 bad input, 1 anything else, 75 training stopped by a",
+            "signal with everything saved, 130 interrupted.",
             "MPI_JAX_TRACEBACK=1 shows where an error came from.",
         ]
     )

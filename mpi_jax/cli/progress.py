@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING
-
-from mpi_jax._progress import Tell, silent
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,10 +18,12 @@ _SHOWN = ("generator_loss", "mae", "images_per_second")
 class Progress:
     """A Tell: a bar on a terminal, a line now and then elsewhere.
 
-    Rates and times leave out the first step of a stage, which compiles.
+    Rates and times leave out the first step of a stage, which compiles. silent: for the
+    processes of a cluster but one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
         self.bar: tqdm | None = None
         self.drawn: str | None = None  # the stage of the bar
         self.printed: tuple[str, float] = "", 0.0  # the last line: its stage, and when
@@ -45,6 +44,8 @@ class Progress:
     def __call__(
         self, stage: str, done: int, total: int, numbers: dict[str, float]
     ) -> None:
+        if self.silent:
+            return
         shown = {
             name.removeprefix("validation_"): f"{value:.4g}"
             for name, value in numbers.items()
@@ -123,10 +124,3 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         self.bar = self.drawn = None
-
-
-def of_lead() -> contextlib.AbstractContextManager[Tell]:
-    """The Progress of the lead; the other processes say nothing."""
-    from mpi_jax import cluster
-
-    return Progress() if cluster.is_lead() else contextlib.nullcontext(silent)

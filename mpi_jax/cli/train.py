@@ -27,6 +27,8 @@ class Options:
     """Work folder: new, empty, or with --resume that of the same config."""
     resume: bool = False
     """Go on with the run that the folder holds, from its newest checkpoint."""
+    init: str | None = None
+    """Start from these weights: a file, or a config that weights ship for."""
     overrides: configs.Config = dataclasses.field(
         default_factory=lambda: configs.get(_SHOWN)
     )
@@ -40,12 +42,24 @@ def defaults(arguments: Sequence[str]) -> dict[str, object]:
 
 def run(options: Options) -> None:
     """Train, and print how good the network is on validation images."""
-    from mpi_jax import train
+    from mpi_jax import cluster, pretrained, train
 
-    with Progress() as tell:
+    init = options.init and Path(options.init)
+    if options.init in configs.SHIPPED:
+        init = pretrained.shipped(options.init)
+    with cluster.join(stops=True), Progress(silent=not cluster.is_lead()) as tell:
         result = train.run(
-            options.overrides, options.workdir, resume=options.resume, tell=tell
+            options.overrides,
+            options.workdir,
+            resume=options.resume,
+            init=init or None,
+            tell=tell,
         )
+        if cluster.is_lead():
+            _print(options, result)
+
+
+def _print(options: Options, result: dict[str, float]) -> None:
     if result:
         print(
             f"{options.workdir}: validation PSNR {result['validation_psnr']:.2f} dB, "

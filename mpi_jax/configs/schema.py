@@ -167,7 +167,12 @@ class Config:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 500
-    """Steps between validation and checkpoint."""
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = 0.0
+    """Minutes after which there is a checkpoint in any case, looked at every `log_every`
+    steps; 0: none besides the others."""
+    validate_every: int = 0
+    """Steps between validations, each with a checkpoint; 0: one at every checkpoint."""
     validation_images: int = 120
     """Images that checkpoints are validated on, and classical methods tuned."""
     tensorboard: bool = False

@@ -8,13 +8,14 @@ from mpi_jax.data.examples import (
     draw,
     draw_batches,
     draw_pictures,
+    fixed_noise,
     observe,
     pictures,
 )
 from mpi_jax.data.features import Inputs, inputs, refine
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.data.setup import PRESETS, build, check_voltage, make_scanner, simulator
-from mpi_jax.data.stream import training_pictures
+from mpi_jax.data.stream import Shards, training_pictures, validation_pictures
 from mpi_jax.data.tfds import Reader
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "Inputs",
     "PRESETS",
     "Reader",
+    "Shards",
     "build",
     "calibrated",
     "check_voltage",
     "draw",
     "draw_batches",
     "draw_pictures",
+    "fixed_noise",
     "inputs",
     "make_scanner",
     "observe",
@@ -36,4 +39,5 @@ __all__ = [
     "refine",
     "simulator",
     "training_pictures",
+    "validation_pictures",
 ]

@@ -99,8 +99,15 @@ def observe(
     return Examples(image, mask, jax.vmap(noisy)(index, u), pictures.family)
 
 
-# Noise of everything but training: one for all seeds, so that runs compare.
-_NOISE_SEED = 2718
+def fixed_noise() -> PRNGKeyArray:
+    """Key of the noise of everything but training: one for all seeds, so that runs
+    compare.
+
+    Examples:
+      >>> fixed_noise().shape
+      ()
+    """
+    return jax.random.key(2718)
 
 
 def draw(
@@ -117,7 +124,7 @@ def draw(
     key: noise; by default that of validation and test signals, the same for every run.
     """
     pair = jnp.broadcast_to(jnp.asarray(snr_db, jnp.float32), (2,))
-    key = jax.random.key(_NOISE_SEED) if key is None else key
+    key = fixed_noise() if key is None else key
     number = phantoms.SPLITS.index(split)
     # All six arguments as in `stream`: one traced and compiled program for both.
     drawn = draw_pictures(number, start, size, forward.scanner.grid, families, None)

@@ -214,7 +214,7 @@ def run(
             else:
                 values = _measure_suite(context, suite, size, tell)
             kept.write(suite, values)
-        cluster.barrier("measured")
+        cluster.barrier()
     rows: list[results.GeneralisationLine] = []
 
     def write_files() -> None:
@@ -285,7 +285,7 @@ def _context(
         parts.write_chosen(kept, name, ready)
     if share:
         tell("tune", len(share), len(share), {})
-    cluster.barrier("tuned")
+    cluster.barrier()
     prepared = {}
     for name, method in tunings.items():
         settings = parts.read_chosen(kept, name)

@@ -85,9 +85,9 @@ def run(
     if kept.left(every):
         work = _Work(config, networks, plan, kept, tell)
         work.tune()
-        cluster.barrier("tuned")
+        cluster.barrier()
         work.measure()
-        cluster.barrier("measured")
+        cluster.barrier()
     lines: list[results.Line] = []
 
     def write_files() -> None:

@@ -145,14 +145,14 @@ def indices(
     position: Int[Array | np.ndarray, "*n"],
     families: tuple[str, ...] = FAMILIES,
     images: int | None = None,
-) -> Int[Array, "*n"]:
+) -> Int[Array | np.ndarray, "*n"]:
     """Which images of a split stand at these positions of a stream.
 
     The stream takes the families in turn, by default all six: image i at position i.
     With fewer, the others' images are passed over.
 
     Args:
-      position: integers, counted from 0, of any shape.
+      position: integers, counted from 0, of any shape; the result is of the same library.
       families: names of FAMILIES.
       images: how many a split has; None: it never ends. Each family then starts again at
         its own first image, so that the stream stays balanced whatever the number.
@@ -173,12 +173,14 @@ def indices(
     if images is not None:
         images = check_count("images", images, stride)
     numbers = sorted(_family_number(family) for family in families)
-    position = jnp.asarray(position)
+    # Who reads files has NumPy's positions, and needn't wait for a device.
+    xp = np if isinstance(position, np.ndarray) else jnp
+    position = xp.asarray(position)
     place, turn = position % len(numbers), position // len(numbers)
     if images is not None:
         counts = [len(range(number, images, stride)) for number in numbers]
-        turn = turn % jnp.asarray(counts)[place]
-    return stride * turn + jnp.asarray(numbers)[place]
+        turn = turn % xp.asarray(counts)[place]
+    return stride * turn + xp.asarray(numbers)[place]
 
 
 def _each(make, items):
@@ -261,7 +263,7 @@ def batch(
     slot = (start + place) % stride
     turn = (place - first[slot]) // stride
     kept = masks[slot, turn].astype(jnp.float32)
-    return pictures[slot, turn], kept, shown % len(FAMILIES)
+    return pictures[slot, turn], kept, jnp.asarray(shown) % len(FAMILIES)
 
 
 def mask(concentration: Float[Array, "*batch ny nx"]) -> Bool[Array, "*batch ny nx"]:

@@ -42,7 +42,14 @@ from mpi_jax.results.record import (
     read_lines,
     write_lines,
 )
-from mpi_jax.results.run import LogLine, RunInfo, Samples, TestNumbers
+from mpi_jax.results.run import (
+    InitialWeights,
+    LogLine,
+    RunInfo,
+    Samples,
+    Start,
+    TestNumbers,
+)
 from mpi_jax.results.tables import Table, Tables
 
 __all__ = [
@@ -60,6 +67,7 @@ __all__ = [
     "GeneralisationTable",
     "GeneralisationValues",
     "Info",
+    "InitialWeights",
     "Kind",
     "Line",
     "LogLine",
@@ -68,6 +76,7 @@ __all__ = [
     "RunInfo",
     "Samples",
     "Setting",
+    "Start",
     "Statistics",
     "Summary",
     "Table",

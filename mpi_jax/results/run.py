@@ -32,8 +32,33 @@ class TestNumbers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """One start of a run: at which step, when, by whom."""
+
+    step: int
+    time: str  # ISO 8601, UTC
+    hosts: tuple[str, ...]  # of every process
+    devices: str
+    version: str
+    commit: str
+    python: str
+    jax: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """The file that a run's weights started from."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunInfo(JsonRecord):
-    """What a run is, and what made it; from `step` on in the metadata of weights alone."""
+    """What a run is, and what made it.
+
+    init, starts: of a work folder; from `step` on: in the metadata of weights alone.
+    """
 
     config: dict[str, object]  # configs.to_dict
     name: str = UNKNOWN
@@ -44,6 +69,8 @@ class RunInfo(JsonRecord):
     jax: str = UNKNOWN
     platform: str = UNKNOWN
     device: str = UNKNOWN
+    init: InitialWeights | None = None
+    starts: tuple[Start, ...] = ()
     step: int | None = None
     images: int | None = None  # seen in training
     validation_psnr: float | None = None

@@ -1,7 +1,7 @@
 """Training: networks of a config, the pure step with its one pmap, the loop around them."""
 
 from mpi_jax.train import checkpoint, losses
-from mpi_jax.train.loop import run, validate
+from mpi_jax.train.loop import run
 from mpi_jax.train.networks import (
     Networks,
     check_signal,
@@ -18,7 +18,9 @@ from mpi_jax.train.step import (
     make_optimisers,
     replicate,
     train_step,
+    with_weights,
 )
+from mpi_jax.train.validation import make_validation
 
 __all__ = [
     "Batch",
@@ -33,9 +35,10 @@ __all__ = [
     "make_batch",
     "make_networks",
     "make_optimisers",
+    "make_validation",
     "predict",
     "replicate",
     "run",
     "train_step",
-    "validate",
+    "with_weights",
 ]

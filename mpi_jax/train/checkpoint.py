@@ -1,16 +1,23 @@
-"""What survives a run: checkpoints to resume from (Orbax), weights to use (safetensors).
+"""Checkpoints to resume from (Orbax).
 
-A checkpoint appears whole or not at all; the newest two and the best one are kept.
+A checkpoint appears whole or not at all; the newest two and the best one are kept. Each
+holds a checksum of every leaf, for a disk may give back other bytes than it was given.
+All processes call every function here; the state is the same in all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
+import math
 import os
 import shutil
+import warnings
+import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +25,8 @@ import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from mpi_jax import cluster
 
 State = TypeVar("State")
 
@@ -53,9 +62,12 @@ def save(
     step: int,
     state: chex.ArrayTree,
     config: dict[str, Any],
-    psnr: float,
+    psnr: float = -math.inf,
 ) -> None:
-    """Start writing a checkpoint; the state is copied first, the disk comes later."""
+    """Start writing a checkpoint; the state is copied first, the disk comes later.
+
+    psnr: of its validation [dB], where there was one.
+    """
     state = jax.device_get(state)
     # Orbax finds a full disk in background threads, and each prints its own story.
     folder = Path(manager.directory)
@@ -65,23 +77,99 @@ def save(
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         config=ocp.args.JsonSave(config),
+        checksums=ocp.args.JsonSave({"leaves": checksums(state)}),
     )
     manager.save(step, args=args, metrics={"psnr": float(psnr)}, force=True)
 
 
-def restore(
-    manager: ocp.CheckpointManager, template: State, step: int | None = None
-) -> tuple[int, State]:
-    """(step, state) of a step, by default the newest; template: a state of that shape."""
-    step = manager.latest_step() if step is None else step
+def checksums(state: chex.ArrayTree) -> list[int]:
+    """CRC-32 of the bytes of every leaf."""
+    leaves = jax.tree.leaves(jax.device_get(state))
+    return [zlib.crc32(np.asarray(leaf).tobytes()) for leaf in leaves]
+
+
+def restore(folder: Path, template: State, step: int) -> State:
+    """The state of a step; template: a state of that shape.
+
+    Raises ValueError for a checkpoint that is damaged or of another network.
+    """
     args = ocp.args.Composite(
         state=ocp.args.StandardRestore(jax.device_get(template)),
-        config=ocp.args.JsonRestore(),
+        checksums=ocp.args.JsonRestore(),
     )
-    state = manager.restore(step, args=args).state
-    chex.assert_trees_all_equal_structs(template, state)
-    chex.assert_trees_all_equal_shapes_and_dtypes(template, state)
-    return step, state
+    path = Path(os.path.abspath(folder)) / str(step)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            read = reader.restore(path, args=args)
+        state = read.state
+        chex.assert_trees_all_equal_structs(template, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(template, state)
+        # What the manager will want to know of it.
+        json.loads((path / "metrics" / "metrics").read_text())["psnr"]
+    except Exception as error:  # one of many, by what is missing or cut
+        words = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path}: can't be read ({words})") from error
+    if checksums(state) != read.checksums["leaves"]:
+        raise ValueError(f"{path}: holds other bytes than were written")
+    return state
+
+
+def restore_newest(folder: Path, template: State) -> tuple[int, State] | None:
+    """(step, state) of the newest checkpoint that is whole, or None where there is none.
+
+    Newer ones that are damaged are renamed to STEP.broken, with a warning each. To be
+    called while no manager is open on the folder.
+    """
+    _sweep(folder)
+    for step in sorted(_steps(folder), reverse=True):
+        words = ""
+        try:
+            state = restore(folder, template, step)
+        except ValueError as error:
+            words = str(error)
+        told = next(filter(None, cluster.gather(words)), "")
+        if not told:
+            return step, state
+        cluster.on_lead(partial(_set_aside, folder, step))
+        if cluster.is_lead():
+            warnings.warn(f"checkpoint {step} is skipped: {told}", stacklevel=2)
+    return None
+
+
+def best_step(folder: Path) -> int | None:
+    """The step with the best validation among the checkpoints; None without any."""
+    scores = {}
+    for step in _steps(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = (folder / str(step) / "metrics" / "metrics").read_text()
+            scores[step] = float(json.loads(text)["psnr"])
+    best = max(scores, key=lambda step: scores[step], default=None)
+    return None if best is None or scores[best] == -math.inf else best
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+
+
+def _sweep(folder: Path) -> None:
+    """Steps that a kill left empty or half written, as Orbax marks them."""
+
+    def remove() -> None:
+        for path in (folder / str(step) for step in _steps(folder)):
+            empty = not any(path.iterdir())
+            if empty or not ocp.utils.is_checkpoint_finalized(path):
+                shutil.rmtree(path)
+
+    cluster.on_lead(remove)
+
+
+def _set_aside(folder: Path, step: int) -> None:
+    broken = folder / f"{step}.broken"
+    if broken.exists():
+        shutil.rmtree(broken)
+    (folder / str(step)).rename(broken)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:

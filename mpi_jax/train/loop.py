@@ -5,186 +5,307 @@ weights in the config (the paper's are 20, 5, 5). Generator and discriminator ar
 in the same step from the same parameters, with one pass of the generator: where the
 discriminator has several updates a step, all of them see the images of that pass.
 
-A work folder holds config.json (settings, seed, versions), metrics.jsonl, checkpoints/,
-samples/ (the validation images 0 to 5, one of each family, as reconstructed at every
-validation), tensorboard/ where asked for, and weights.safetensors, the averaged generator
-of the best checkpoint so far.
+A work folder holds config.json (settings, seed, versions, starts), metrics.jsonl,
+checkpoints/, samples/ (the validation images 0 to 5, one of each family, as reconstructed
+at every validation), tensorboard/ where asked for, and weights.safetensors, the averaged
+generator of the best validation so far. With several processes (`cluster`) the lead
+writes it and all look at it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import platform
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import flax.linen as nn
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
-from mpi_jax import configs, data, metrics
-from mpi_jax._progress import Tell, silent
+from mpi_jax import cluster, configs, data, runs
+from mpi_jax._progress import Stopped, Tell, silent
 from mpi_jax.configs import Config
-from mpi_jax.runs import (
-    Log,
-    best_psnr,
-    export,
-    keep_lines,
-    prepare,
-    tensorboard,
-    write_samples,
-)
+from mpi_jax.pretrained import load_weights
 from mpi_jax.train import checkpoint
-from mpi_jax.train.networks import Weights, check_signal, make_networks, predict
+from mpi_jax.train.networks import Networks, check_signal, make_networks
 from mpi_jax.train.step import (
     Batch,
+    TrainState,
     data_parallel,
     init_state,
     make_batch,
     make_optimisers,
     replicate,
     train_step,
+    with_weights,
 )
+from mpi_jax.train.validation import make_validation
 
-
-def validate(
-    config: Config, forward: data.ForwardModel, generator: nn.Module, weights: Weights
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Mean PSNR, SSIM and Dice (of the predicted mask) on validation images; samples.
-
-    Samples: truth, true_mask, image, mask [N, ny, nx] and family [N], its name, of the first six
-    validation images (fewer where a batch is smaller), one of each family.
-    """
-    size, scores = config.data.batch_size, []
-    samples: dict[str, np.ndarray] = {}
-    for start in range(0, config.validation_images, size):  # a size compiled already
-        drawn = data.draw(
-            forward,
-            "validation",
-            start,
-            size,
-            config.data.test_snr_db,
-            families=config.data.families,
-        )
-        out = predict(generator, weights, forward, drawn.voltage)
-        mask = out.reconstruction > 0.5
-        if out.segmentation is not None:
-            mask = out.segmentation > 0
-        scores.append(
-            metrics.scores(out.reconstruction, drawn.image, mask, drawn.mask, 1.0)
-        )
-        if not samples:
-            shown = jax.device_get((drawn, out.reconstruction, mask))
-            truth, image, mask = jax.tree.map(lambda a: a[:_SAMPLES], shown)
-            samples = {
-                "truth": truth.image,
-                "true_mask": truth.mask.astype(np.uint8),
-                "image": image,
-                "mask": mask.astype(np.uint8),
-                "family": truth.family_names,
-            }
-    means = {
-        f"validation_{name}": float(np.mean([np.mean(score[name]) for score in scores]))
-        for name in ("psnr", "ssim", "dice")
-    }
-    return means, samples
-
-
-_SAMPLES = 6  # neighbouring phantoms are of different families
+Step = Callable[[TrainState, int], tuple[TrainState, dict[str, chex.Array]]]
 
 
 def run(
-    config: Config, workdir: Path, *, resume: bool = False, tell: Tell = silent
+    config: Config,
+    workdir: Path,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    tell: Tell = silent,
 ) -> dict[str, float]:
     """Train a config in a work folder; returns the last validation metrics.
 
-    resume: go on from the newest checkpoint (or from the start where there is none yet)
-    with the same result as a run that was never stopped. Raises ValueError for a folder
-    that holds a run already (without resume) or a run of another config (with it),
-    FloatingPointError naming the first step whose numbers aren't finite.
+    resume: go on from the newest checkpoint that is whole (or from the start where there
+    is none yet) with the same result as a run that was never stopped. init: a weights
+    file, whose generator training starts from. Inside `cluster.join(stops=True)` a signal
+    ends training after the step that is under way, with a checkpoint.
+
+    Raises ValueError for a folder that holds a run already (without resume), a run of
+    another config (with it) or that another training is at work in, FloatingPointError
+    naming the first step whose numbers aren't finite, Stopped after a signal.
     """
     workdir = Path(workdir)
-    model = make_networks(config)
-    tx = make_optimisers(config.optimiser, config.steps)
-    if config.steps < 1:
-        raise ValueError(f"steps: expected a number >= 1, got {config.steps}")
-    pictures = data.training_pictures(
-        config,
-        data.make_scanner(config).grid,
-        (jax.process_index(), jax.process_count()),
-    )
-    check_signal(model.generator, data.make_scanner(config))
+    _check(config)
+    settings = json.dumps(configs.to_dict(config), sort_keys=True)
+    cluster.check_equal("config", hashlib.sha256(settings.encode()).hexdigest()[:12])
+    with contextlib.ExitStack() as stack:
+
+        def prepare() -> None:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(runs.locked(workdir))
+            runs.prepare(workdir, config, resume, init)
+            runs.sweep(workdir)
+
+        cluster.on_lead(prepare)
+        _check_shared(workdir)
+        tell("build", 0, 1, {})
+        return _Training(config, workdir, tell).run()
+
+
+def _check(config: Config) -> None:
+    """ValueError for settings that can't be trained, before any work."""
+    make_optimisers(config.optimiser, config.steps)
+    for name in ("steps", "checkpoint_every", "log_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"{name}: expected a number >= 1, got {getattr(config, name)}"
+            )
+    for name in ("validate_every", "checkpoint_minutes"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(
+                f"{name}: expected a number >= 0, got {getattr(config, name)}"
+            )
+    scanner = data.make_scanner(config)
+    data.training_pictures(config, scanner.grid, _process())
+    check_signal(make_networks(config).generator, scanner)
     if config.tensorboard:
-        tensorboard()  # to fail before any work where it is missing
-    prepare(workdir, config, resume)
-    tell("build", 0, 1, {})
-    forward = data.build(config)
-    each = config.data.batch_size // jax.device_count()
-    key = jax.random.key(config.seed)
-    noise, _, steps_key = jax.random.split(key, 3)
-    # The default generator takes a minute to compile for some hundred parameters.
-    fresh = jax.random.key(config.seed, impl="unsafe_rbg")
+        runs.tensorboard()
+
+
+def _process() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
+
+
+def _check_shared(workdir: Path) -> None:
+    """ValueError on all processes where one doesn't see what the lead wrote."""
+    path = workdir / runs.CONFIG
+    until = time.monotonic() + _SHARED_S
+    said = cluster.gather(path.read_text() if cluster.is_lead() else "")[0]
+    while not path.exists() or path.read_text() != said:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    seen = path.exists() and path.read_text() == said
+    blind = [n for n, yes in enumerate(cluster.gather(str(seen))) if yes != "True"]
+    if blind:
+        raise ValueError(
+            f"{workdir}: expected a folder that all processes share, but process "
+            f"{blind[0]} doesn't see what process 0 wrote there; name one on a shared disk"
+        )
+
+
+_SHARED_S = 5.0  # a network file system may take that long to show a new file
+
+
+class _Training:
+    """A run from its newest checkpoint to its end."""
+
+    def __init__(self, config: Config, workdir: Path, tell: Tell):
+        self.config, self.workdir, self.tell = config, workdir, tell
+        self.forward = data.build(config)
+        self.model = make_networks(config)
+        self.validate = make_validation(config, self.forward, self.model.generator)
+        self.checkpoints = workdir / "checkpoints"
+        self.log_file = workdir / runs.LOG
+        self.pending: collections.deque = collections.deque()
+        self.result: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        step, fresh = _program(self.config, self.forward, self.model)
+        done, state = checkpoint.restore_newest(self.checkpoints, fresh) or (
+            0,
+            self._with_initial_weights(fresh),
+        )
+        if jax.process_count() > 1:
+            told = str(sum(checkpoint.checksums(state)))
+            cluster.check_equal("the state that training starts from", told)
+        hosts = cluster.gather(platform.node())
+        cluster.on_lead(lambda: self._start(done, hosts))
+        self._export_again(state)
+        self.best = runs.best_psnr(self.log_file)
+        self.clock, self.since, self.saved = time.monotonic(), done, done
+        self.saved_at = time.monotonic()
+        state = replicate(state)
+        with (
+            checkpoint.manager(self.checkpoints) as self.store,
+            self._log(done) as self.log,
+        ):
+            while done < self.config.steps:
+                if cluster.stop_requested(done):
+                    self._stop(done, state)
+                state, values = step(state, done)
+                done += 1
+                self.pending.append((done, values))
+                self._after(done, state)
+            checkpoint.finish(self.store)
+        return self.result
+
+    def _with_initial_weights(self, fresh: TrainState) -> TrainState:
+        path = self.workdir / runs.INIT
+        if not path.exists():
+            return fresh
+        return with_weights(fresh, load_weights(path)[0], str(path))
+
+    def _start(self, done: int, hosts: list[str]) -> None:
+        runs.add_start(self.workdir, done, hosts)
+        runs.keep_lines(self.log_file, done)
+
+    def _export_again(self, template: TrainState) -> None:
+        """The weights of the best checkpoint, where somebody has removed their file."""
+        best = checkpoint.best_step(self.checkpoints)
+        missing = best is not None and not runs.has_weights(self.workdir)
+        if cluster.gather(str(missing))[0] != "True" or best is None:
+            return
+        state = checkpoint.restore(self.checkpoints, template, best)
+        lines, _ = runs.LogLine.read_all(self.log_file)
+        result = next(n for n in lines if n.is_validation and n.step == best)
+        numbers = dataclasses.asdict(result).items()
+        validation = {n: v for n, v in numbers if n.startswith("validation_")}
+        if cluster.is_lead():
+            runs.export(self.workdir, state.average, best, self.config, validation)
+
+    def _log(self, done: int) -> contextlib.AbstractContextManager:
+        if cluster.is_lead():
+            return runs.Log(self.workdir, self.config, done)
+        return contextlib.nullcontext()
+
+    def _after(self, done: int, state: TrainState) -> None:
+        """Lines, validation and checkpoints that are due after a step."""
+        config = self.config
+        last = done == config.steps
+        validate = (
+            last or done % (config.validate_every or config.checkpoint_every) == 0
+        )
+        save = validate or done % config.checkpoint_every == 0
+        if not save and done % config.log_every:
+            return
+        self._write_line(done)
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if config.checkpoint_minutes and not save:
+            # Clocks differ; the lead's counts.
+            save = cluster.gather(str(minutes > config.checkpoint_minutes))[0] == "True"
+        psnr = self._validated(done, state) if validate else -math.inf
+        if save:
+            self._save(done, state, psnr)
+        if save:
+            self.clock = time.monotonic()
+
+    def _write_line(self, done: int) -> None:
+        line = _drain(self.pending, self.workdir)
+        now = time.monotonic()
+        images = (done - self.since) * self.config.data.batch_size
+        line["images_per_second"] = images / (now - self.clock)
+        if self.log is not None:
+            self.log.write(done, line, now - self.clock)
+        self.tell("train", done, self.config.steps, line)
+        self.clock, self.since = now, done
+
+    def _validated(self, done: int, state: TrainState) -> float:
+        """PSNR [dB]; the weights, if they are the best, before their checkpoint: what
+        comes after the newest checkpoint is done again.
+        """
+        self.result, samples = self.validate(state.average)
+        if self.log is not None:
+            self.log.write(done, self.result)
+            runs.write_samples(self.workdir, done, samples)
+        self.tell("validate", done, self.config.steps, self.result)
+        psnr = self.result["validation_psnr"]
+        if psnr > self.best:
+            self.best = psnr
+            if cluster.is_lead():
+                runs.export(self.workdir, state.average, done, self.config, self.result)
+        return psnr
+
+    def _save(self, done: int, state: TrainState, psnr: float = -math.inf) -> None:
+        settings = configs.to_dict(self.config)
+        checkpoint.save(self.store, done, state, settings, psnr)
+        self.saved, self.saved_at = done, time.monotonic()
+
+    def _stop(self, done: int, state: TrainState) -> None:
+        if self.pending:
+            self._write_line(done)
+        if done != self.saved:
+            self._save(done, state)
+        checkpoint.finish(self.store)
+        raise Stopped(
+            f"{self.workdir}: stopped after step {done} of {self.config.steps}, all of it "
+            "saved; --resume goes on"
+        )
+
+
+def _program(
+    config: Config, forward: data.ForwardModel, model: Networks
+) -> tuple[Step, TrainState]:
+    """The compiled step, (state, steps done) -> (state, metrics), and a fresh state."""
+    pictures = data.training_pictures(config, forward.scanner.grid, _process())
+    tx = make_optimisers(config.optimiser, config.steps)
+    noise, _, steps_key = jax.random.split(jax.random.key(config.seed), 3)
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
-    def shapes_of(shard):
-        return make_batch(forward, data.observe(forward, shard, 0, snr, noise))
-
-    grid = forward.scanner.grid
-    shapes = jax.eval_shape(lambda: shapes_of(data.pictures(0, 0, each, grid)))
-    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
+    def batch(shard, noise: PRNGKeyArray, forward: data.ForwardModel):
+        start, shown = shard
+        examples = data.observe(forward, shown, start, snr, noise)
+        return make_batch(forward, examples, start)
 
     def step(state, shard, keys, forward):
-        start, shown = shard
         key = jax.random.fold_in(keys[1], state.step)
-        batch = make_batch(forward, data.observe(forward, shown, start, snr, keys[0]))
-        return train_step(state, batch, key, model=model, tx=tx, axis_name="data")
+        made = batch(shard, keys[0], forward)
+        return train_step(state, made, key, model=model, tx=tx, axis_name="data")
 
-    compiled = data_parallel(step, replicated=1)
-    settings = configs.to_dict(config)
-    with checkpoint.manager(workdir / "checkpoints") as store:
-        done = 0
-        if resume and store.latest_step() is not None:
-            done, state = checkpoint.restore(store, state)
-        keep_lines(workdir / "metrics.jsonl", done)
-        state, everywhere = replicate(state), replicate(forward)
-        pending: collections.deque = collections.deque()
-        result: dict[str, float] = {}
-        clock, since = time.monotonic(), done
-        best = best_psnr(workdir / "metrics.jsonl")
-        with Log(workdir, config, done) as log:
-            while done < config.steps:
-                state, values = compiled(
-                    state, pictures(done), (noise, steps_key), everywhere
-                )
-                done += 1
-                pending.append((done, values))
-                last = done == config.steps
-                save = last or done % config.checkpoint_every == 0
-                if save or done % config.log_every == 0:
-                    line = _drain(pending, workdir)
-                    now = time.monotonic()
-                    images = (done - since) * config.data.batch_size
-                    line["images_per_second"] = images / (now - clock)
-                    log.write(done, line, now - clock)
-                    tell("train", done, config.steps, line)
-                    clock, since = now, done
-                if save:
-                    averaged = state.average
-                    result, samples = validate(
-                        config, forward, model.generator, averaged
-                    )
-                    log.write(done, result)
-                    write_samples(workdir, done, samples)
-                    tell("validate", done, config.steps, result)
-                    psnr = result["validation_psnr"]
-                    checkpoint.save(store, done, state, settings, psnr)
-                    if psnr > best:
-                        best = psnr
-                        export(workdir, averaged, done, config, result)
-                    clock = time.monotonic()
-        checkpoint.finish(store)
-    return result
+    # The default generator takes a minute to compile for some hundred parameters.
+    fresh = jax.random.key(config.seed, impl="unsafe_rbg")
+    each = config.data.batch_size // jax.device_count()
+    shapes = jax.eval_shape(
+        lambda: batch(
+            (0, data.pictures(0, 0, each, forward.scanner.grid)), noise, forward
+        )
+    )
+    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
+    compiled, everywhere = data_parallel(step, replicated=1), replicate(forward)
+
+    def of(state: TrainState, done: int):
+        return compiled(state, pictures(done), (noise, steps_key), everywhere)
+
+    return of, state
 
 
 def _zeros(shapes: Batch) -> Batch:
@@ -192,7 +313,7 @@ def _zeros(shapes: Batch) -> Batch:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
-def _drain(pending, workdir) -> dict[str, float]:
+def _drain(pending: collections.deque, workdir: Path) -> dict[str, float]:
     """Mean metrics of the steps since the last line; the guard against NaN."""
     steps, values = zip(*pending, strict=True)
     pending.clear()

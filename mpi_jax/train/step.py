@@ -11,20 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mpi_jax import data
 from mpi_jax.configs import OptimiserConfig
 from mpi_jax.train import losses
-from mpi_jax.train.networks import Networks, has_statistics
+from mpi_jax.train.networks import Networks, Weights, has_statistics
 
 
 class Batch(NamedTuple):
-    """One training batch: what the generator sees, what is true."""
+    """One training batch: what the generator sees, what is true, and each image's
+    position in the stream, on which its randomness hangs.
+    """
 
     inputs: data.Inputs
     image: Float[Array, "B ny nx"]
     mask: Float[Array, "B ny nx"]
+    position: Int[Array, " B"]
 
 
 class TrainState(NamedTuple):
@@ -112,6 +116,29 @@ def init_state(
     )
 
 
+def with_weights(state: TrainState, weights: Weights, where: str) -> TrainState:
+    """A fresh state whose generator is another's. where: their file, for complaints.
+
+    Raises ValueError for the weights of another network.
+    """
+    here, there = (
+        {"/".join(k): jnp.shape(v) for k, v in flatten_dict(tree).items()}
+        for tree in (state.average, dict(weights))
+    )
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise ValueError(
+                f"{where}: expected the weights of this generator, with {name} of shape "
+                f"{here.get(name, 'none')}, got {there.get(name, 'none')}; start from "
+                "weights of a config with the same generator and size"
+            )
+    average = jax.tree.map(
+        lambda mine, given: jnp.asarray(given, mine.dtype), state.average, dict(weights)
+    )
+    generator = {n: jax.tree.map(jnp.copy, average[n]) for n in state.generator}
+    return state._replace(generator=generator, average=average)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -160,9 +187,8 @@ def train_step(
 
     def critic_loss(params, reconstruction, key):
         if loss.kind == "wgangp":
-            if axis_name is not None:
-                key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-            alpha = jax.random.uniform(key, (len(reconstruction),))
+            keys = jax.vmap(partial(jax.random.fold_in, key))(batch.position)
+            alpha = jax.vmap(jax.random.uniform)(keys)
             return losses.discriminator_wgangp(
                 partial(critic, params), batch.image, reconstruction, alpha
             )
@@ -228,7 +254,8 @@ def _check_batch(batch: Batch) -> None:
     """An image, a mask and a signal each; looked at while tracing, costs no run time."""
     chex.assert_equal_shape([batch.image, batch.mask])
     examples = batch.inputs.signal, batch.inputs.features, batch.inputs.base
-    chex.assert_tree_shape_prefix((batch.image, examples), (len(batch.image),))
+    each = batch.image, batch.position, examples
+    chex.assert_tree_shape_prefix(each, (len(batch.image),))
 
 
 def data_parallel(step: Callable, replicated: int = 0) -> Callable:
@@ -257,6 +284,10 @@ def replicate(tree: Tree) -> Tree:
     return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
 
 
-def make_batch(forward: data.ForwardModel, examples: data.Examples) -> Batch:
-    """Examples as the networks take them."""
-    return Batch(data.inputs(forward, examples.voltage), examples.image, examples.mask)
+def make_batch(
+    forward: data.ForwardModel, examples: data.Examples, start: Int[Array, ""] | int
+) -> Batch:
+    """Examples from position `start` of the stream, as the networks take them."""
+    inputs = data.inputs(forward, examples.voltage)
+    position = start + jnp.arange(len(examples.image))
+    return Batch(inputs, examples.image, examples.mask, position)

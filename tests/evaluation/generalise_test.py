@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.processes import copy_run, together
 
 from mpi_jax import configs, data, methods, physics, results, scanner, system_matrix
 from mpi_jax.cli.main import main
@@ -265,14 +266,7 @@ def test_operators_shift_the_data_and_nothing_else(monkeypatch):
 
 def test_suites_of_a_trained_run(trained, command, tmp_path):
     """Two suites from the command line: files, drops, and a second call that reads."""
-    import shutil
-
-    folder = tmp_path / "run"
-    twin = tmp_path / "twin"
-    for copy in (folder, twin):
-        copy.mkdir()
-        for name in ("config.json", "weights.safetensors"):
-            shutil.copy(trained / name, copy)
+    folder, twin = (copy_run(trained, tmp_path / name) for name in ("run", "twin"))
     words = ("generalise", "--workdir", folder, "--runs", twin)
     words += ("--num", "16", "--methods")
     words += ("nonnegative", "test", "--suites", "vessels", "linearity")
@@ -337,7 +331,9 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     # Finished suites are read: the same files, and nothing is built.
     again = command(*words, "hallucination", "families")
     assert again.returncode == 0 and "build" not in again.stderr
+    assert "taken up from an earlier call 9 of 9" in again.stderr
     assert (made / "table.md").read_text() == text
+    assert not list(folder.glob("generalisation.*[!s]"))
 
     for wrong, said in (
         (("--suites", "moon"), "suites: expected one of families"),

@@ -1,28 +1,18 @@
 """What is measured is kept: calls that end early, are killed, or are shared."""
 
 import json
-import os
-import shutil
 import signal
-import socket
 import time
 
 import jax
 import numpy as np
 import pytest
+from support.processes import copy_run, together
 
 from mpi_jax import data, methods, results
 from mpi_jax.evaluation import parts, table
 
-# Of settings, of a chunk that isn't whole batches, at two levels.
 WORDS = ("--methods", "zero", "tikhonov", "test", "--snr", "inf", "40", "--num", "12")
-
-
-def copy_run(trained, folder):
-    folder.mkdir()
-    for name in ("config.json", "weights.safetensors"):
-        shutil.copy(trained / name, folder)
-    return folder
 
 
 def numbers(workdir):
@@ -264,36 +254,10 @@ def test_killed_and_called_again(trained, command, once, tmp_path):
     assert_same(folder, once)
 
 
-def two_processes(command, *each):
-    """Runs a command line in each of the processes of a cluster."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = [
-        {
-            "MPI_JAX_COORDINATOR": f"127.0.0.1:{port}",
-            "MPI_JAX_NUM_PROCESSES": str(len(each)),
-            "MPI_JAX_PROCESS_ID": str(n),
-        }
-        for n in range(len(each))
-    ]
-    here = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
-    processes = [
-        command(*words, background=True, env=here | place)
-        for words, place in zip(each, places, strict=True)
-    ]
-    try:
-        said = [process.communicate(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
-
-
 def test_two_processes_give_what_one_gives(trained, command, once, tmp_path):
     folder = copy_run(trained, tmp_path / "run")
     words = ("evaluate", "--workdir", folder, *WORDS)
-    (lead, table_text, progress), other = two_processes(command, words, words)
+    (lead, table_text, progress), other = together(command, words, words)
     assert lead == 0, progress
     assert other[0] == 0, other[2]
     assert "System matrix (Tikhonov)" in table_text and "test 12 of 12" in progress
@@ -304,7 +268,7 @@ def test_two_processes_give_what_one_gives(trained, command, once, tmp_path):
 def test_work_folders_that_are_not_shared_are_refused(trained, command, tmp_path):
     folders = [copy_run(trained, tmp_path / name) for name in ("here", "there")]
     each = [("evaluate", "--workdir", folder, *WORDS) for folder in folders]
-    for code, out, said in two_processes(command, *each):
+    for code, out, said in together(command, *each):
         assert code == 2 and out == ""
         assert said.count("\n") == 1 and "share" in said, said
         assert "process 1 on" in said and len(said) < 400

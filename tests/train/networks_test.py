@@ -19,7 +19,7 @@ def test_every_row_of_the_table_can_be_trained(row):
     wanted = model.generator.config
     features = jnp.zeros((2, 32, 32, wanted.features)) if wanted.features else None
     inputs = data.Inputs(signal, features, image if wanted.base else None)
-    made = train.Batch(inputs, image, image)
+    made = train.Batch(inputs, image, image, jnp.arange(2))
 
     def step(key):
         state = train.init_state(key, made, model=model, tx=tx)

@@ -52,7 +52,10 @@ def batch(seed=0):
         jnp.asarray(rng.normal(size=(BATCH, 24)), jnp.float32), None, None
     )
     return train.Batch(
-        inputs, jnp.asarray(image), jnp.asarray(image > 0.5, jnp.float32)
+        inputs,
+        jnp.asarray(image),
+        jnp.asarray(image > 0.5, jnp.float32),
+        jnp.arange(BATCH),
     )
 
 
