@@ -335,6 +335,18 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     assert (made / "table.md").read_text() == text
     assert not list(folder.glob("generalisation.*[!s]"))
 
+    # Of two processes, each measures a part; the lines are the same.
+    shared = copy_run(trained, tmp_path / "shared")
+    words = ("generalise", "--workdir", shared, *words[3:-1])
+    (lead, table_text, progress), other = together(command, words, words)
+    assert lead == 0, progress
+    assert other == (0, "", ""), other[2]
+    again = results.read_lines(
+        results.GeneralisationLine, shared / "generalisation/metrics.jsonl"
+    )
+    assert again == [row for row in rows if row.suite in ("reference", "vessels")]
+    assert "space colonisation" in table_text
+
     for wrong, said in (
         (("--suites", "moon"), "suites: expected one of families"),
         (("--methods", "magic"), "methods: expected one of"),
