@@ -12,7 +12,8 @@ from mpi_jax.cli.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Tune and measure methods on test images."""
+    """Tune and measure methods on test images. Several processes share the work; a call
+    that was cut off is gone on with."""
 
     workdir: Path
     """Work folder of a run."""
@@ -36,14 +37,29 @@ class Options:
 
 def run(options: Options) -> None:
     """Evaluate, write the report, print its first table."""
-    from mpi_jax import phantoms, pretrained, report, runs
+    from mpi_jax import cluster
+
+    with cluster.join():
+        _evaluate(options)
+
+
+def _evaluate(options: Options) -> None:
+    from mpi_jax import cluster, phantoms, pretrained, report, runs
     from mpi_jax.evaluation import table
 
     check_num(options.num, len(phantoms.FAMILIES))
-    if options.shipped is not None:
-        runs.unpack(pretrained.shipped(options.shipped), options.workdir)
-    check_methods(options.methods, options.workdir)
-    with Progress() as tell:
+
+    def prepare() -> None:
+        if options.shipped is not None:
+            runs.unpack(pretrained.shipped(options.shipped), options.workdir)
+        check_methods(options.methods, options.workdir)
+
+    def tell_results() -> None:
+        report.write(options.workdir)
+        print_table(options.workdir)
+
+    cluster.on_lead(prepare)
+    with Progress(silent=not cluster.is_lead()) as tell:
         table.run(
             options.workdir,
             names=options.methods or None,
@@ -52,8 +68,7 @@ def run(options: Options) -> None:
             snr=options.snr or None,
             tell=tell,
         )
-    report.write(options.workdir)
-    print_table(options.workdir)
+    cluster.on_lead(tell_results)
 
 
 def check_methods(names: tuple[str, ...], workdir: Path) -> None:

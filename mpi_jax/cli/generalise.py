@@ -33,14 +33,21 @@ class Options:
 
 def run(options: Options) -> None:
     """Measure the suites and print the table."""
-    from mpi_jax import phantoms, report
+    from mpi_jax import cluster
+
+    with cluster.join():
+        _generalise(options)
+
+
+def _generalise(options: Options) -> None:
+    from mpi_jax import cluster, phantoms, report
     from mpi_jax.evaluation import cases, generalise
 
     check_num(options.num, len(phantoms.FAMILIES))
-    check_methods(options.methods, options.workdir)
+    cluster.on_lead(lambda: check_methods(options.methods, options.workdir))
     for suite in options.suites:
         expect_one_of("--suites", suite, cases.SUITES)
-    with Progress() as tell:
+    with Progress(silent=not cluster.is_lead()) as tell:
         generalise.run(
             options.workdir,
             runs=options.runs,
@@ -49,4 +56,9 @@ def run(options: Options) -> None:
             suites=options.suites or None,
             tell=tell,
         )
-    print(report.write_generalisation(options.workdir).read_text(), end="")
+
+    def tell_results() -> None:
+        path = report.write_generalisation(options.workdir)
+        print(path.read_text(), end="")
+
+    cluster.on_lead(tell_results)

@@ -6,6 +6,7 @@ from mpi_jax.data import calibrated
 from mpi_jax.data.examples import (
     Examples,
     draw,
+    draw_batches,
     draw_pictures,
     fixed_noise,
     observe,
@@ -28,6 +29,7 @@ __all__ = [
     "calibrated",
     "check_voltage",
     "draw",
+    "draw_batches",
     "draw_pictures",
     "fixed_noise",
     "inputs",

@@ -131,6 +131,30 @@ def draw(
     return _observe(forward, drawn, start, pair, key)
 
 
+def draw_batches(
+    forward: ForwardModel,
+    split: str,
+    count: int,
+    size: int,
+    snr_db: float,
+    start: int = 0,
+) -> Examples:
+    """At least `count` examples of a split from `start` on, joined: whole batches of
+    `size`, for which `draw` is compiled already where a run was trained with that size.
+
+    Raises ValueError for a count or a size below 1.
+    """
+    if count < 1 or size < 1:
+        raise ValueError(
+            f"count, size: expected whole numbers >= 1, got {count} and {size}"
+        )
+    batches = [
+        draw(forward, split, first, size, snr_db)
+        for first in range(start, start + count, size)
+    ]
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *batches)
+
+
 # What is compiled for one device and any split serves all who draw that many.
 draw_pictures = jax.jit(pictures, static_argnames=("size", "families", "images"))
 _observe = jax.jit(observe)

@@ -391,13 +391,13 @@ def everything(config: Config) -> Config:
     return dataclasses.replace(config, data=every)
 
 
-def test_images(simulator, config, count, split="test") -> data.Examples:
+def test_images(
+    simulator: data.ForwardModel, config: Config, count: int, split: str = "test"
+) -> data.Examples:
     """The first `count` examples of a split, noise-free."""
     size = config.data.batch_size
-    parts = [
-        data.draw(simulator, split, i, size, np.inf) for i in range(0, count, size)
-    ]
-    return jax.tree.map(lambda *a: jnp.concatenate(a)[:count], *parts)
+    drawn = data.draw_batches(simulator, split, count, size, np.inf)
+    return jax.tree.map(lambda a: a[:count], drawn)
 
 
 def _images(grid: Grid, size: int, count: int) -> Images:

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -37,7 +36,7 @@ from mpi_jax import (
     system_matrix,
 )
 from mpi_jax.configs import Config
-from mpi_jax.evaluation.table import method_info
+from mpi_jax.evaluation.lines import method_info
 from mpi_jax.methods.networks import Network, of_runs
 from mpi_jax.scanner import Grid
 
@@ -82,7 +81,13 @@ def run(
     tell("build", 1, stages, {})
     forward = data.build(config)
     problem = methods.from_forward(config, forward)
-    examples = _validation(config, forward)
+    examples = data.draw_batches(
+        forward,
+        "validation",
+        config.validation_images,
+        config.data.batch_size,
+        config.data.test_snr_db,
+    )
     prepared = []
     chosen = [(methods.METHODS[name], settings) for name, settings in METHODS.items()]
     chosen += [(network.method, {}) for network in networks.values()]
@@ -147,15 +152,6 @@ def _signals(
         for path in measurements
     ]
     return jnp.asarray(np.stack(signals))
-
-
-def _validation(config: Config, forward: data.ForwardModel) -> data.Examples:
-    size, snr = config.data.batch_size, config.data.test_snr_db
-    parts = [
-        data.draw(forward, "validation", i, size, snr)
-        for i in range(0, config.validation_images, size)
-    ]
-    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _residual(

@@ -18,14 +18,14 @@ image by image.
     work folder -> generalisation/metrics.jsonl  a line per (suite, case, method)
                    generalisation/values.npz     values of each image, and examples
                    generalisation/table.json     the table: what report draws and prints
-                   generalisation/parts/         finished suites, to go on from
+                   generalisation.parts/         finished suites, to go on from
+
+Several processes share the suites (`parts`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import json
 import math
 import os
@@ -39,18 +39,17 @@ import numpy as np
 from jaxtyping import Array
 
 from mpi_jax import (
-    _files,
     _progress,
     bootstrap,
+    cluster,
     configs,
     data,
     methods,
     metrics,
-    phantoms,
     results,
 )
 from mpi_jax.configs import Config
-from mpi_jax.evaluation import cases, table
+from mpi_jax.evaluation import parts
 from mpi_jax.evaluation.cases import (
     BUILD,
     CHUNK,
@@ -68,16 +67,12 @@ from mpi_jax.evaluation.cases import (
     reference,
     test_images,
 )
-from mpi_jax.evaluation.table import check_num, choose, method_info
-from mpi_jax.methods import classical, networks, problem, tuning
-from mpi_jax.methods.networks import Network, of_runs
+from mpi_jax.evaluation.lines import method_info
+from mpi_jax.evaluation.table import check_num, choose
+from mpi_jax.methods.networks import Network, of_runs, weights_file
 from mpi_jax.noise import add_noise
 from mpi_jax.reconstruct import spectral
-from mpi_jax.runs import WEIGHTS, has_weights, read_config
-
-# Finished suites hold as long as the code of methods and cases is what it was.
-_MODULES = (cases, table, classical, networks, problem, tuning, phantoms.unseen)
-_SOURCES = [Path(path) for path in (*map(inspect.getfile, _MODULES), __file__)]
+from mpi_jax.runs import has_weights, read_config
 
 # --- Measuring
 
@@ -169,11 +164,9 @@ def _about(case: Case, name: str, row: dict[str, methods.Ready]) -> dict[str, An
 def _measure_reference(context: Context) -> dict[str, np.ndarray]:
     case = reference(context)
     row = context.methods
-    infos = [dataclasses.asdict(method_info(ready.method)) for ready in row.values()]
     return {
         **_values(context, case, case.name, row),
         "about": np.array(json.dumps([_about(case, case.name, row)])),
-        "methods": np.array(json.dumps(infos)),
     }
 
 
@@ -191,42 +184,47 @@ def run(
     runs: further work folders whose networks take part, on the same scanner. names:
     classical methods, and the run's own network by its name; by default USUAL and the
     network, where the run has weights; the all-zero image always joins. A suite that is
-    finished is kept in generalisation/parts, and not measured again while nothing that
-    it depends on has changed.
+    finished is kept in generalisation.parts, and not measured again while nothing that
+    it depends on has changed. Of several processes, the lead alone has rows to return.
 
     Raises ValueError for unknown names, num < 6, missing weights and runs of a scanner
     that is known by its calibration alone.
     """
     workdir = Path(workdir)
+    parts.check_shared(workdir)
     config = read_config(workdir)
     suites = list(SUITES) if suites is None else list(suites)
     _check(config, suites, num)
     networks = _networks(workdir, config, runs)
     chosen = choose(workdir, config, networks, names, USUAL)
-    folder = workdir / "generalisation"
-    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    if ZERO not in [method.name for method in chosen]:
+        chosen.append(methods.METHODS[ZERO])
     whole = everything(config)
-    fingerprint = _fingerprint(whole, chosen, num, networks)
-    measured = {
-        suite: _read_part(folder / "parts" / f"{suite}.npz", fingerprint)
-        for suite in ("reference", *suites)
-    }
-    if not all(measured.values()):
+    key = _key(whole, chosen, num, networks)
+    kept = parts.Parts(workdir / "generalisation.parts", key)
+    tunings = {f"tuned-{n}": method for n, method in enumerate(chosen)}
+    rounds = ["reference", *suites]
+    kept.tell_kept([*tunings, *rounds], tell)
+    if kept.left(rounds):
         size = min(num, CHUNK)
-        context = _context(whole, chosen, num, size, networks, tell)
-        for suite in [suite for suite, values in measured.items() if not values]:
+        context = _context(whole, tunings, num, size, networks, kept, tell)
+        for suite in kept.share(rounds):
             if suite == "reference":
                 values = _measure_reference(context)
             else:
                 values = _measure_suite(context, suite, size, tell)
-            values["fingerprint"] = np.array(fingerprint)
-            _files.save_npz(folder / "parts" / f"{suite}.npz", values)
-            measured[suite] = values
-    found = {suite: values for suite, values in measured.items() if values}
-    infos = json.loads(str(found["reference"]["methods"]))
-    methods_told = [results.MethodInfo(**each) for each in infos]
-    rows = _rows(found, methods_told)
-    _write(folder, whole, found, rows, methods_told, num)
+            kept.write(suite, values)
+        cluster.barrier()
+    rows: list[results.GeneralisationLine] = []
+
+    def write_files() -> None:
+        measured = {name: kept.read(name) for name in rounds}
+        infos = [method_info(method) for method in chosen]
+        rows.extend(_rows(measured, infos))
+        with parts.replaced(workdir / "generalisation") as folder:
+            _write(folder, whole, measured, rows, infos, num)
+
+    cluster.on_lead(write_files)
     return rows
 
 
@@ -259,10 +257,11 @@ def _networks(
 
 def _context(
     config: Config,
-    chosen: list[methods.Method],
+    tunings: dict[str, methods.Method],
     num: int,
     size: int,
     networks: dict[str, Network],
+    kept: parts.Parts,
     tell: _progress.Tell,
 ) -> Context:
     tell("build", 0, 1, {})
@@ -274,14 +273,24 @@ def _context(
     noise = jax.random.key(SEED + 1)
     noisy = add_noise(noise, validation.voltage, config.data.test_snr_db)
     examples = validation._replace(voltage=noisy)
-    zero = methods.METHODS["zero"]
+
+    def given(method: methods.Method) -> dict[str, Any] | None:
+        return {"largest": math.inf} if method.kind == "learned" else None
+
+    share = kept.share(tunings)
+    for done, name in enumerate(share):
+        tell("tune", done, len(share), {})
+        method = tunings[name]
+        ready = methods.ready(problem, method, examples, given(method))
+        parts.write_chosen(kept, name, ready)
+    if share:
+        tell("tune", len(share), len(share), {})
+    cluster.barrier()
     prepared = {}
-    for n, method in enumerate([*chosen, zero]):
-        tell("tune", n, len(chosen) + 1, {})
-        given = {"largest": math.inf} if method.kind == "learned" else None
-        ready = methods.ready(problem, method, examples, given)
+    for name, method in tunings.items():
+        settings = parts.read_chosen(kept, name)
+        ready = parts.as_chosen(problem, method, settings, given(method))
         prepared[method.name] = _in_chunks(ready, size)
-    tell("tune", len(chosen) + 1, len(chosen) + 1, {})
     lacks = {n: net.lacks for n, net in networks.items() if n in prepared}
     truth = test_images(simulator, config, num)
     V = _visible(problem)
@@ -297,33 +306,17 @@ def _visible(problem: methods.Problem) -> Array:
     return basis.V[:, np.asarray(basis.s) > CUT]
 
 
-def _fingerprint(
+def _key(
     config: Config,
     chosen: list[methods.Method],
     num: int,
     networks: dict[str, Network],
 ) -> str:
-    """What the values of a suite depend on: settings, weights, the code of methods and
-    cases (a change further down asks for an empty generalisation/parts).
-    """
+    """What the values of a suite depend on."""
     names = [method.name for method in chosen]
-    about = [configs.to_dict(config), names, num]
-    digest = hashlib.sha256(json.dumps(about).encode())
-    weights = (n.folder / WEIGHTS for name, n in networks.items() if name in names)
-    for path in (*weights, *_SOURCES):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _read_part(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-    """A finished suite; None where there is none that belongs here."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["fingerprint"]) == fingerprint:
-                return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
-    return None
+    used = [network for name, network in networks.items() if name in names]
+    files = [weights_file(network.folder) for network in used]
+    return parts.key([configs.to_dict(config), names, num], files)
 
 
 # --- Rows and files
@@ -335,16 +328,16 @@ def _first_network(methods: list[results.MethodInfo]) -> str | None:
 
 
 def _rows(
-    found: dict, methods: list[results.MethodInfo]
+    measured: dict, methods: list[results.MethodInfo]
 ) -> list[results.GeneralisationLine]:
     """A line per (suite, case, method), with the drop where there is one, and its
     excess over the drop of the first network, or else of the all-zero image.
     """
     base_name = _first_network(methods) or ZERO
-    reference = found["reference"]
+    reference = measured["reference"]
     first = json.loads(str(reference["about"]))[0]["case"]
     rows = []
-    for suite, values in found.items():
+    for suite, values in measured.items():
         for about in json.loads(str(values["about"])):
             base = values.get(f"{about['case']}|{base_name}|psnr")
             for method in methods:
@@ -439,14 +432,16 @@ def _table(
     return tuple(table.values())
 
 
-def _write(folder, config, found, rows, methods, num) -> None:
+def _write(folder, config, measured, rows, methods, num) -> None:
     device = jax.local_devices()[0]
-    lacking = "families" not in found or json.loads(str(found["families"]["about"]))
+    lacking = "families" not in measured or json.loads(
+        str(measured["families"]["about"])
+    )
     note = "families: none of the runs was trained without a family (data.families)."
     numbers, truths, images = {}, {}, {}
-    for suite, values in found.items():
+    for suite, values in measured.items():
         for name, v in values.items():
-            if name in ("about", "fingerprint", "methods"):
+            if name == "about":
                 continue
             case, method, metric = name.split("|")
             if metric != "example":

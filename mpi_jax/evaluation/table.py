@@ -9,17 +9,18 @@ chosen by Dice on validation images.
                    evaluation/summary.json   the main lines, small enough to commit
                    evaluation/arrays.npz     one example of each family, every method
                    evaluation/info.json      what was measured, and how
+                   evaluation.parts/         what is measured so far, until all is
+
+Several processes share the work (`parts`), and a call that was cut off is gone on with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ from jaxtyping import Array
 
 from mpi_jax import (
     _progress,
-    bootstrap,
+    cluster,
+    configs,
     data,
     methods,
     metrics,
@@ -37,23 +39,14 @@ from mpi_jax import (
     system_matrix,
 )
 from mpi_jax.configs import Config
-from mpi_jax.methods.networks import Network, check_same, of_runs
-from mpi_jax.runs import has_weights, read_config, read_info
+from mpi_jax.evaluation import parts
+from mpi_jax.evaluation.lines import Measured, lines_of, write
+from mpi_jax.methods.networks import Network, check_same, of_runs, weights_file
+from mpi_jax.runs import has_weights, read_config
 
 # What is evaluated unless methods are named: the others take their time, or are controls.
 USUAL = ("xspace", "kaczmarz", "tikhonov", "nonnegative", "tv")
 CHUNK = 120  # test images at once, rounded up to whole batches
-
-Numbers = dict[str, np.ndarray]  # metric -> [N]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A method at one SNR: every number of every test image, seconds for one image."""
-
-    ready: methods.Ready
-    numbers: Numbers
-    seconds: float
 
 
 def run(
@@ -71,38 +64,42 @@ def run(
     the network, where the run has weights. runs: further work folders, whose networks are
     evaluated beside. snr [dB]: levels of the test signals, each with methods tuned for
     it; by default the config's, which is also the main one where it is among them, else
-    the first. Images are clipped to [0, 1] for every method.
+    the first. Images are clipped to [0, 1] for every method. Of several processes, the
+    lead alone has rows to return.
 
     Raises ValueError for unknown methods, where weights are asked for that aren't there,
     and for runs of another scanner or other test signals.
     """
     workdir, began = Path(workdir), time.monotonic()
+    parts.check_shared(workdir)
     config = read_config(workdir)
     check_num(num)
     levels = _levels(config, snr)
     networks = _networks(workdir, config, runs)
     chosen = choose(workdir, config, networks, names)
-    tell("build", 0, 1, {})
-    forward = data.build(config)
-    problem = _problem(config, forward, networks)
     main = config.data.test_snr_db if config.data.test_snr_db in levels else levels[0]
+    plan = _Plan.of(levels, chosen, num, config.data.batch_size)
+    kept = parts.Parts(workdir / "evaluation.parts", _key(config, plan, networks))
+    every = [*plan.tunings, *plan.chunks]
+    kept.tell_kept(every, tell)
+    if kept.left(every):
+        work = _Work(config, networks, plan, kept, tell)
+        work.tune()
+        cluster.barrier()
+        work.measure()
+        cluster.barrier()
+    lines: list[results.Line] = []
 
-    family = np.asarray(phantoms.indices(np.arange(num))) % len(phantoms.FAMILIES)
-    measured: dict[float, list[Measured]] = {}
-    for number, level in enumerate(levels):
+    def write_files() -> None:
+        measured = {level: _joined(kept, plan, level) for level in levels}
+        family = np.asarray(phantoms.indices(np.arange(num))) % len(phantoms.FAMILIES)
+        lines.extend(lines_of(measured, family, networks))
+        examples = _shown(kept, plan, main, config)
+        with parts.replaced(workdir / "evaluation") as folder:
+            write(folder, workdir, lines, measured, main, family, examples, began)
+        kept.remove()
 
-        def told(stage: str, done: int, total: int, more: dict, before=number) -> None:
-            tell(stage, before * total + done, len(levels) * total, more)
-
-        one = _Level(config, forward, level)
-        prepared = one.prepare(problem, chosen, told)
-        measured[level] = one.measure(prepared, num, told)
-        if level == main:
-            shown = one.shown(prepared)
-    rows = measured[main]
-    lines = _lines(measured, family, networks)
-    _write(workdir, config, lines, measured, main, family, began)
-    _write_examples(workdir, forward, rows, *shown)
+    cluster.on_lead(write_files)
     return [line for line in lines if line.snr_db == main]
 
 
@@ -171,83 +168,175 @@ def _problem(
     return methods.from_forward(config, forward, training)
 
 
-class _Level:
-    """Signals of one SNR: validation and test examples in the batches that training has
-    compiled already.
+# --- Parts: settings of a method, numbers of a chunk of test images
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What there is to do, by the names of its parts and in the order of doing it.
+
+    tunings: level [dB] and method; chunks: level, first test image and how many.
     """
 
-    def __init__(self, config: Config, forward: data.ForwardModel, snr_db: float):
-        self.config, self.forward, self.snr_db = config, forward, snr_db
-        size = config.data.batch_size
-        self.chunk = -(-CHUNK // size) * size
+    tunings: dict[str, tuple[float, methods.Method]]
+    chunks: dict[str, tuple[float, int, int]]
 
-    def examples(self, split: str, start: int, count: int) -> data.Examples:
-        """At least `count` of them."""
-        size = self.config.data.batch_size
-        parts = [
-            data.draw(self.forward, split, i, size, self.snr_db)
-            for i in range(start, start + count, size)
-        ]
-        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-
-    def prepare(
-        self,
-        problem: methods.Problem,
+    @classmethod
+    def of(
+        cls,
+        levels: list[float],
         chosen: list[methods.Method],
-        tell: _progress.Tell,
-    ) -> list[methods.Ready]:
-        """Methods with the settings that serve the validation images best."""
-        validation = self.examples("validation", 0, self.config.validation_images)
-        prepared = []
-        for n, method in enumerate(chosen):
-            tell("tune", n, len(chosen), {})
-            prepared.append(methods.ready(problem, method, validation))
-        tell("tune", len(chosen), len(chosen), {})
-        return prepared
-
-    def measure(
-        self, prepared: list[methods.Ready], num: int, tell: _progress.Tell
-    ) -> list[Measured]:
-        """All methods on the same chunks of test images."""
-        numbers: list[list[Numbers]] = [[] for _ in prepared]
-        seconds: list[list[float]] = [[] for _ in prepared]
-        for start in range(0, num, self.chunk):
-            test = self.examples("test", start, min(self.chunk, num - start))
-            for n, ready in enumerate(prepared):
-                if num <= self.chunk:
-                    _reconstruct(ready, test.voltage)  # compiles
-                clock = time.perf_counter()
-                made = _reconstruct(ready, test.voltage)
-                taken = time.perf_counter() - clock
-                if start or num <= self.chunk:  # the first of many chunks compiles
-                    seconds[n].append(taken / len(test.voltage))
-                scores = _scores(self.forward, test, self.snr_db, made, ready)
-                numbers[n].append(jax.device_get(scores))
-            tell("test", min(start + self.chunk, num), num, {})
-        return [
-            Measured(
-                ready,
-                {k: np.concatenate([p[k] for p in parts])[:num] for k in parts[0]},
-                float(np.median(times)),
-            )
-            for ready, parts, times in zip(prepared, numbers, seconds, strict=True)
-        ]
-
-    def shown(
-        self, prepared: list[methods.Ready]
-    ) -> tuple[data.Examples, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """The first image of each family, and what every method makes of it."""
-        test = self.examples("test", 0, self.chunk)
-        family = np.asarray(test.family)
-        first = np.array(
-            [np.argmax(family == f) for f in range(len(phantoms.FAMILIES))]
+        num: int,
+        batch_size: int,
+    ) -> _Plan:
+        size = -(-CHUNK // batch_size) * batch_size
+        return cls(
+            {
+                f"tuned-{k}-{n}": (level, method)
+                for k, level in enumerate(levels)
+                for n, method in enumerate(chosen)
+            },
+            {
+                f"measured-{k}-{start}": (level, start, min(size, num - start))
+                for k, level in enumerate(levels)
+                for start in range(0, num, size)
+            },
         )
-        images = {}
-        for ready in prepared:
-            made = _reconstruct(ready, test.voltage)
-            mask = np.asarray(ready.mask(made), np.uint8)
-            images[ready.method.name] = np.asarray(made.image)[first], mask[first]
-        return jax.tree.map(lambda a: np.asarray(a)[first], test), images
+
+    def tunings_at(self, level: float) -> dict[str, methods.Method]:
+        """The methods of one level."""
+        return {
+            name: m for name, (snr_db, m) in self.tunings.items() if snr_db == level
+        }
+
+    def chunks_at(self, level: float) -> dict[str, tuple[int, int]]:
+        """First image and number of images of the chunks of one level."""
+        return {
+            name: (start, count)
+            for name, (snr_db, start, count) in self.chunks.items()
+            if snr_db == level
+        }
+
+
+def _key(
+    config: Config,
+    plan: _Plan,
+    networks: dict[str, Network],
+) -> str:
+    """What all parts depend on."""
+    names = {method.name for _, method in plan.tunings.values()}
+    about = [
+        configs.to_dict(config),
+        [(level, method.name) for level, method in plan.tunings.values()],
+        list(plan.chunks.values()),
+        [network.about["images_seen"] for network in networks.values()],
+        # Of a calibration, which may be too large to be read for this alone.
+        [Path(p).stat().st_size for p in [config.calibration.path] if p],
+    ]
+    used = [network for name, network in networks.items() if name in names]
+    return parts.key(about, [weights_file(network.folder) for network in used])
+
+
+class _Work:
+    """What this process does of it: examples in the batches that training has compiled."""
+
+    def __init__(
+        self,
+        config: Config,
+        networks: dict[str, Network],
+        plan: _Plan,
+        kept: parts.Parts,
+        tell: _progress.Tell,
+    ):
+        tell("build", 0, 1, {})
+        self.config, self.plan, self.kept, self.tell = config, plan, kept, tell
+        self.forward = data.build(config)
+        self.problem = _problem(config, self.forward, networks)
+
+    def _examples(
+        self, split: str, count: int, level: float, start: int = 0
+    ) -> data.Examples:
+        size = self.config.data.batch_size
+        return data.draw_batches(self.forward, split, count, size, level, start)
+
+    def tune(self) -> None:
+        """Settings that serve the validation images best."""
+        share = self.kept.share(self.plan.tunings)
+        drawn: dict[float, data.Examples] = {}
+        for done, name in enumerate(share):
+            self.tell("tune", done, len(share), {})
+            level, method = self.plan.tunings[name]
+            if level not in drawn:
+                count = self.config.validation_images
+                drawn = {level: self._examples("validation", count, level)}
+            ready = methods.ready(self.problem, method, drawn[level])
+            parts.write_chosen(self.kept, name, ready)
+        if share:
+            self.tell("tune", len(share), len(share), {})
+
+    def measure(self) -> None:
+        """All methods on the same chunks of test images."""
+        share = self.kept.share(self.plan.chunks)
+        done, total = 0, sum(self.plan.chunks[name][-1] for name in share)
+        for level in dict.fromkeys(self.plan.chunks[name][0] for name in share):
+            chunks = self.plan.chunks_at(level)
+            mine = [name for name in chunks if name in share]
+            prepared = [
+                parts.as_chosen(
+                    self.problem, method, parts.read_chosen(self.kept, name)
+                )
+                for name, method in self.plan.tunings_at(level).items()
+            ]
+            # A chunk of a size that compiles says nothing of the time, so that the first
+            # runs once more where this process has no other of its size.
+            first, sizes = self.kept.left(chunks)[0], [chunks[name][1] for name in mine]
+            compiled: set[int] = set()
+            for name in mine:
+                start, count = chunks[name]
+                test = self._examples("test", count, level, start)
+                twice = name == first and sizes.count(count) == 1
+                timed = twice or count in compiled
+                compiled.add(count)
+                arrays: dict[str, np.ndarray] = {}
+                for ready in prepared:
+                    if twice:
+                        _reconstruct(ready, test.voltage)
+                    arrays |= self._measured(ready, test, level, timed, start == 0)
+                if start == 0:
+                    shown = _first_of_families(test)
+                    arrays["truth"] = np.asarray(test.image)[shown]
+                    arrays["mask"] = np.asarray(test.mask, np.uint8)[shown]
+                self.kept.write(name, arrays)
+                done += count
+                self.tell("test", done, total, {})
+
+    def _measured(
+        self,
+        ready: methods.Ready,
+        test: data.Examples,
+        level: float,
+        timed: bool,
+        shown: bool,
+    ) -> dict[str, np.ndarray]:
+        """Numbers of a method; shown: with the first image of each family."""
+        clock = time.perf_counter()
+        made = _reconstruct(ready, test.voltage)
+        seconds = (time.perf_counter() - clock) / len(test.voltage)
+        scores = jax.device_get(_scores(self.forward, test, level, made, ready))
+        name = ready.method.name
+        arrays = {f"number/{name}/{metric}": v for metric, v in scores.items()}
+        arrays[f"seconds/{name}"] = np.array(seconds if timed else np.nan)
+        if shown:
+            first = _first_of_families(test)
+            arrays[f"image/{name}"] = np.asarray(made.image)[first]
+            arrays[f"mask/{name}"] = np.asarray(ready.mask(made), np.uint8)[first]
+        return arrays
+
+
+def _first_of_families(test: data.Examples) -> np.ndarray:
+    """The places of the first image of each family, [F]."""
+    family = np.asarray(test.family)
+    return np.array([np.argmax(family == f) for f in range(len(phantoms.FAMILIES))])
 
 
 def _reconstruct(ready: methods.Ready, u: Array) -> methods.Reconstruction:
@@ -288,184 +377,47 @@ def _scores(
     return scores
 
 
-# --- Lines and files
+# --- Parts joined
 
 
-def _lines(
-    measured: dict[float, list[Measured]],
-    family: np.ndarray,
-    networks: dict[str, Network],
-) -> list[results.Line]:
-    """A line of numbers for each level, method and family, with 95 % intervals."""
-    lines = []
-    for level, rows in measured.items():
-        for name in ("all", *phantoms.FAMILIES):
-            shown = family >= 0
-            if name != "all":
-                shown = family == phantoms.FAMILIES.index(name)
-            about = {"snr_db": level, "family": name, "num": int(shown.sum())}
-            lines += _lines_of(rows, shown, about, networks)
-    levels = list(measured)
-    order = {row.ready.method.name: n for n, row in enumerate(measured[levels[0]])}
-    lines.sort(key=lambda n: order[n.method])
-    return sorted(results.in_groups(lines), key=lambda n: levels.index(n.snr_db))
-
-
-def _lines_of(
-    rows: list[Measured],
-    shown: np.ndarray,
-    about: dict[str, Any],
-    networks: dict[str, Network],
-) -> list[results.Line]:
-    """Lines of the images that are shown, whose resampling is the same for all methods."""
-    values = {
-        (n, k): v[shown] for n, row in enumerate(rows) for k, v in row.numbers.items()
-    }
-    drawn = bootstrap.means(*values.values())
-    ends = {k: bootstrap.ends(d) for k, d in zip(values, drawn, strict=True)}
-    return [
-        _line(
-            row,
-            {metric: v for (m, metric), v in values.items() if m == n},
-            {metric: v for (m, metric), v in ends.items() if m == n},
-            about,
-            networks.get(row.ready.method.name),
+def _joined(kept: parts.Parts, plan: _Plan, level: float) -> list[Measured]:
+    """All methods at one level, from the parts of all processes."""
+    chunks = plan.chunks_at(level)
+    each = [kept.read(name) for name in chunks]
+    num = sum(count for _, count in chunks.values())
+    rows = []
+    for name, method in plan.tunings_at(level).items():
+        prefix = f"number/{method.name}/"
+        numbers = {
+            array.removeprefix(prefix): np.concatenate([part[array] for part in each])
+            for array in each[0]
+            if array.startswith(prefix)
+        }
+        seconds = np.nanmedian([part[f"seconds/{method.name}"] for part in each])
+        rows.append(
+            Measured(
+                method,
+                parts.read_chosen(kept, name),
+                {metric: v[:num] for metric, v in numbers.items()},
+                float(seconds),
+            )
         )
-        for n, row in enumerate(rows)
-    ]
+    return rows
 
 
-def _line(
-    row: Measured,
-    values: Numbers,
-    ends: dict[str, tuple[float, float]],
-    about: dict[str, Any],
-    network: Network | None,
-) -> results.Line:
-    """A line of values and the ends of their intervals. about: snr_db, family, num."""
-
-    def told(metric: str) -> results.Statistics:
-        low, high = ends[metric]
-        return results.Statistics(**metrics.summary(values[metric]), low=low, high=high)
-
-    amounts = metrics.amounts(values["amount"], values["true_amount"])
-    return results.Line(
-        **dataclasses.asdict(method_info(row.ready.method)),
-        **about,
-        settings=row.ready.told,
-        at_edge=row.ready.at_edge,
-        segmentation=_segmentation(network),
-        network=_network_of(network),
-        mse=told("mse"),
-        rmse=told("rmse"),
-        nrmse=told("nrmse"),
-        psnr=told("psnr"),
-        ssim=told("ssim"),
-        foreground_ssim=told("foreground_ssim"),
-        dice=told("dice"),
-        iou=told("iou"),
-        dice_thresholded=told("dice_thresholded"),
-        iou_thresholded=told("iou_thresholded"),
-        residual=told("residual"),
-        amount=results.Amounts(**amounts),
-        pooled_psnr=metrics.pooled_psnr(values["mse"], 1.0),
-        seconds_per_image=row.seconds,
-    )
-
-
-def method_info(method: methods.Method) -> results.MethodInfo:
-    """The method, as results name it."""
-    return results.MethodInfo(
-        method=method.name,
-        label=method.label,
-        kind=method.kind,
-        physics=method.physics,
-    )
-
-
-def _segmentation(network: Network | None) -> Literal["predicted", "thresholded"]:
-    dual = network is not None and network.about["kind"] == "dual"
-    return "predicted" if dual else "thresholded"
-
-
-def _network_of(network: Network | None) -> results.Network | None:
-    if network is None:
-        return None
-    names = {"kind": "variant", "physics": "rank"}
-    about = {names.get(n, n): v for n, v in network.about.items() if v is not None}
-    return results.Network(**about)
-
-
-def _write_examples(
-    workdir: Path,
-    forward: data.ForwardModel,
-    rows: list[Measured],
-    truth: data.Examples,
-    shown: dict[str, tuple[np.ndarray, np.ndarray]],
-) -> None:
-    x, y = np.asarray(forward.scanner.grid.pitch)[:2]
-    results.Examples(
-        truth=np.asarray(truth.image),
-        mask=np.asarray(truth.mask, np.uint8),
+def _shown(
+    kept: parts.Parts, plan: _Plan, level: float, config: Config
+) -> results.Examples:
+    """The first image of each family, and what every method makes of it."""
+    first = kept.read(next(iter(plan.chunks_at(level))))
+    x, y = np.asarray(data.make_scanner(config).grid.pitch)[:2]
+    shown = list(plan.tunings_at(level).values())
+    return results.Examples(
+        truth=first["truth"],
+        mask=first["mask"],
         family=phantoms.FAMILIES,
         pixel_size=(float(x), float(y)),
-        labels={row.ready.method.name: row.ready.method.label for row in rows},
-        images={method: image for method, (image, _) in shown.items()},
-        masks={method: mask for method, (_, mask) in shown.items()},
-    ).write(workdir / "evaluation" / "arrays.npz")
-
-
-def _write(
-    workdir: Path,
-    config: Config,
-    lines: list[results.Line],
-    measured: dict[float, list[Measured]],
-    main: float,
-    family: np.ndarray,
-    began: float,
-) -> None:
-    folder = workdir / "evaluation"
-    folder.mkdir(exist_ok=True)
-    about = read_info(workdir)
-    info = _info(config, len(family), main, began)
-    results.Values(
-        main_snr_db=main,
-        family=np.array(phantoms.FAMILIES)[family],
-        numbers={
-            (level, row.ready.method.name, metric): values
-            for level, rows in measured.items()
-            for row in rows
-            for metric, values in row.numbers.items()
-        },
-    ).write(folder / "values.npz")
-    results.write_lines(folder / "metrics.jsonl", lines)
-    info.write(folder / "info.json")
-    learned = {row.ready.method.name for rows in measured.values() for row in rows}
-    results.Summary(
-        **dataclasses.asdict(info),
-        config=config.name,
-        run=config.name if config.name in learned else "",
-        commit=about.commit,
-        version=about.version,
-        trained_on=about.device,
-        rows=tuple(n for n in lines if n.family == "all" and n.snr_db == main),
-    ).write(folder / "summary.json")
-
-
-def _info(config: Config, num: int, main: float, began: float) -> results.Info:
-    device = jax.local_devices()[0]
-    ny, nx = data.make_scanner(config).grid.shape
-    return results.Info(
-        num=num,
-        snr_db=main,
-        noise="white, power SNR of each signal; data and reconstruction share one "
-        "system matrix (an inverse crime: every row is better than on a real scanner)",
-        model=config.calibration.path or config.scanner.model,
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
-        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
-        ssim="Gaussian 11x11, sigma 1.5, range 1",
-        intervals=f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
-        f"NumPy seed {bootstrap.SEED}",
-        grid=(ny, nx),
+        labels={method.name: method.label for method in shown},
+        images={method.name: first[f"image/{method.name}"] for method in shown},
+        masks={method.name: first[f"mask/{method.name}"] for method in shown},
     )

@@ -19,13 +19,18 @@ from mpi_jax import configs, data, phantoms, pretrained, train
 from mpi_jax.configs import Config
 from mpi_jax.methods.problem import Problem, Reconstruction, Solve
 from mpi_jax.methods.table import METHODS, Method
+from mpi_jax.runs import WEIGHTS
+
+
+def weights_file(place: Path) -> Path:
+    """The weights of a work folder, or the weights file that it is."""
+    place = Path(place)
+    return place / WEIGHTS if place.is_dir() else place
 
 
 def load_network(place: Path) -> tuple[Config, nn.Module, Any]:
     """Config, generator and what train.predict needs, of a work folder or weights file."""
-    place = Path(place)
-    path = place / "weights.safetensors" if place.is_dir() else place
-    weights, metadata = pretrained.load_weights(path)
+    weights, metadata = pretrained.load_weights(weights_file(place))
     config = configs.from_dict(metadata["config"])
     generator = train.make_networks(config).generator
     return config, generator, jax.tree.map(jnp.asarray, weights)
@@ -54,8 +59,7 @@ def kind(config: Config, generator: Any) -> str:
 
 def about(folder: Path, config: Config, generator: Any) -> dict[str, Any]:
     """What tells one run from another."""
-    weights = folder / "weights.safetensors" if folder.is_dir() else folder
-    metadata = pretrained.load_weights(weights)[1]
+    metadata = pretrained.load_weights(weights_file(folder))[1]
     settings = json.dumps(
         {**configs.to_dict(config), "seed": None, "name": None}, sort_keys=True
     )
@@ -103,8 +107,7 @@ def of_runs(
     """
     loaded = []
     for place in map(Path, places):
-        path = place / "weights.safetensors" if place.is_dir() else place
-        if not path.exists():
+        if not weights_file(place).exists():
             raise ValueError(
                 f"{place}: has no weights yet; finish its training with --resume, or "
                 "leave it out"

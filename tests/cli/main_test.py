@@ -108,8 +108,11 @@ def test_killed_and_full_and_resumed_is_bit_equal(trained, command, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(folder)[0], weights(trained)[0])
     steps = [json.loads(n)["step"] for n in (folder / "metrics.jsonl").open()]
     assert steps == [json.loads(n)["step"] for n in (trained / "metrics.jsonl").open()]
+    kept = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").unlink()  # the best checkpoint has them still
     again = command(*words, "--resume")
     assert again.returncode == 0 and "done already" in again.stdout
+    assert (folder / "weights.safetensors").read_bytes() == kept
 
 
 def test_diverging_training_names_the_step(command, tmp_path):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.forward_model import SIZE
 
 from mpi_jax import data, phantoms, physics
@@ -28,6 +29,17 @@ def test_an_example_depends_on_its_index_alone(forward):
     other = data.draw(forward, "train", 0, SIZE, (20.0, 60.0), jax.random.key(4))
     np.testing.assert_array_equal(other.image, first.image)
     assert not np.array_equal(other.voltage, first.voltage)
+
+
+def test_batches_are_joined_to_whole_ones(forward):
+    """5 of batches of 4 from 6 on: 6 ... 13, as they are in batches of another size."""
+    joined = data.draw_batches(forward, "test", 5, 4, 40.0, start=6)
+    once = data.draw(forward, "test", 6, 8, 40.0)
+    for a, b in zip(joined, once, strict=True):
+        assert len(a) == 8
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(b).max())
+    with pytest.raises(ValueError, match="count, size: expected whole numbers >= 1"):
+        data.draw_batches(forward, "test", 0, 4, 40.0)
 
 
 def test_pictures_are_rounded_phantoms(forward, monkeypatch):

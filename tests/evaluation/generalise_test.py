@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.processes import copy_run, together
 
 from mpi_jax import configs, data, methods, physics, results, scanner, system_matrix
 from mpi_jax.cli.main import main
-from mpi_jax.evaluation import cases, generalise, table
+from mpi_jax.evaluation import cases, generalise, lines
 from mpi_jax.noise import coloured_noise, narrow_band, pink, signals
 
 SMALL = scanner.paper(6)
@@ -229,7 +230,7 @@ def test_a_family_left_out_is_compared_with_the_run_that_has_it(monkeypatch):
             "about": json.dumps([about | {"against": case.against}]),
         },
     }
-    infos = [table.method_info(one.method) for one in ready]
+    infos = [lines.method_info(one.method) for one in ready]
     rows = generalise._rows(found, infos)
     drops = {r.method: r.drop for r in rows if r.drop}
     assert drops == {"part": results.Change(mean=3.0, low=3.0, high=3.0)}
@@ -265,14 +266,7 @@ def test_operators_shift_the_data_and_nothing_else(monkeypatch):
 
 def test_suites_of_a_trained_run(trained, command, tmp_path):
     """Two suites from the command line: files, drops, and a second call that reads."""
-    import shutil
-
-    folder = tmp_path / "run"
-    twin = tmp_path / "twin"
-    for copy in (folder, twin):
-        copy.mkdir()
-        for name in ("config.json", "weights.safetensors"):
-            shutil.copy(trained / name, copy)
+    folder, twin = (copy_run(trained, tmp_path / name) for name in ("run", "twin"))
     words = ("generalise", "--workdir", folder, "--runs", twin)
     words += ("--num", "16", "--methods")
     words += ("nonnegative", "test", "--suites", "vessels", "linearity")
@@ -337,7 +331,21 @@ def test_suites_of_a_trained_run(trained, command, tmp_path):
     # Finished suites are read: the same files, and nothing is built.
     again = command(*words, "hallucination", "families")
     assert again.returncode == 0 and "build" not in again.stderr
+    assert "taken up from an earlier call 9 of 9" in again.stderr
     assert (made / "table.md").read_text() == text
+    assert not list(folder.glob("generalisation.*[!s]"))
+
+    # Of two processes, each measures a part; the lines are the same.
+    shared = copy_run(trained, tmp_path / "shared")
+    words = ("generalise", "--workdir", shared, *words[3:-1])
+    (lead, table_text, progress), other = together(command, words, words)
+    assert lead == 0, progress
+    assert other == (0, "", ""), other[2]
+    again = results.read_lines(
+        results.GeneralisationLine, shared / "generalisation/metrics.jsonl"
+    )
+    assert again == [row for row in rows if row.suite in ("reference", "vessels")]
+    assert "space colonisation" in table_text
 
     for wrong, said in (
         (("--suites", "moon"), "suites: expected one of families"),

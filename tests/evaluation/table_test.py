@@ -14,10 +14,8 @@ from mpi_jax.evaluation import table
 from mpi_jax.methods import networks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-METHODS = (
-    *("zero", "mean", "nearest", "ridge", "xspace_max", "xspace", "kaczmarz"),
-    *("tikhonov", "nonnegative", "test"),
-)
+# A few of each kind: how the others are tuned is tested beside them.
+METHODS = ("zero", "mean", "ridge", "xspace_max", "xspace", "tikhonov", "test")
 
 
 def copy_run(trained, folder, seed):
@@ -45,7 +43,7 @@ def evaluated(trained, command, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     lines = results.read_lines(results.Line, folder / "evaluation/metrics.jsonl")
     values = results.Values.read(folder / "evaluation/values.npz")
-    assert "kaczmarz" in done.stdout.lower()  # the table
+    assert "tikhonov" in done.stdout.lower()  # the table
     return folder, lines, values
 
 
@@ -64,7 +62,7 @@ def test_every_line_is_there(evaluated):
     assert each["run1"].label == "Dual-task TransGAN + physics, seed 1"
     groups = {m: n.group for m, n in each.items()}
     assert groups["ridge"] == groups["xspace_max"] == "control"
-    assert groups["kaczmarz"] == "classical"
+    assert groups["tikhonov"] == "classical"
     assert groups["test"] == groups["run1"] == "physics"
     assert set(table.USUAL) <= set(methods.METHODS)
     assert values.main_snr_db == 40
@@ -90,7 +88,7 @@ def test_rows_whose_numbers_are_known(evaluated):
     assert best > every[40.0, "tikhonov"].psnr.mean > ridge.psnr.mean
     # System-matrix methods know the physics; x-space blurs.
     psnr = {m: every[40.0, m].psnr.mean for m in METHODS}
-    assert psnr["kaczmarz"] > psnr["xspace"] + 5
+    assert psnr["tikhonov"] > psnr["xspace"] + 5
     # Negative values set to 0 fit worse than the noise, and far better than nothing.
     assert 1 < every[40.0, "tikhonov"].residual.mean < 40
 
@@ -146,7 +144,7 @@ def test_report_of_it(evaluated):
         assert (folder / "report" / name).stat().st_size > 10_000
     page = (folder / "report" / "report.html").read_text()
     assert "data:image/png;base64" in page and "Dual-task TransGAN" in page
-    found = [n.psnr.mean for n in lines if n.method == "kaczmarz"]
+    found = [n.psnr.mean for n in lines if n.method == "tikhonov"]
     assert f"{found[-7]:.2f}" in (folder / "report" / "table.md").read_text()
 
 

@@ -280,3 +280,17 @@ def test_rates(schedule, end):
         rates[:5], [0, 2.5e-4, 5e-4, 7.5e-4, 1e-3], rtol=1e-4, atol=1e-9
     )
     np.testing.assert_allclose(rates[-1], end, atol=1e-8)
+
+
+def test_training_starts_from_the_weights_of_another(tmp_path):
+    state, _ = start(model := networks())
+    other = jax.tree.map(lambda a: np.asarray(a) + 1, state.average)
+    begun = train.with_weights(state, other, "theirs")
+    for tree in (begun.generator, begun.average):
+        jax.tree.map(np.testing.assert_array_equal, tree, other)
+    assert begun.discriminator is state.discriminator and model.discriminator
+    wider = jax.tree.map(lambda a: np.zeros((2, *a.shape)), other)
+    with pytest.raises(ValueError, match="theirs: expected the weights of this gener"):
+        train.with_weights(state, wider, "theirs")
+    with pytest.raises(ValueError, match="got none; start from weights of a config"):
+        train.with_weights(state, {}, "theirs")
