@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for type checkers and editors; at run time see __getattr__
     from mpi_jax import (
         bootstrap,
+        cluster,
         configs,
         data,
         evaluation,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "bootstrap",
+    "cluster",
     "configs",
     "data",
     "evaluation",

@@ -181,20 +181,25 @@ def join(*, stops: bool = False) -> Iterator[None]:
     jax.config.update("jax_enable_preemption_service", stops)
     _initialize(here)
     over = threading.Event()
-    threading.Thread(target=_watch, args=(over,), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watch.start()
     try:
         with _signals(stops):
             yield
-        barrier()
     except Stopped:  # all of them, after the same step
-        barrier()
+        _end(over, watch)
         raise
     except BaseException as error:
         over.set()
         _tell(error)
         raise
-    finally:
-        over.set()
+    _end(over, watch)
+
+
+def _end(over: threading.Event, watch: threading.Thread) -> None:
+    barrier()
+    over.set()
+    watch.join()  # the interpreter can't end while it waits in the store
     jax.distributed.shutdown()
 
 
@@ -246,7 +251,7 @@ def _watch(over: threading.Event) -> None:
     client = _client()
     while not over.is_set():
         try:
-            told = client.blocking_key_value_get(_ERROR, 1000)
+            told = client.blocking_key_value_get(_ERROR, 500)
         except Exception as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 continue

@@ -91,12 +91,7 @@ def langevin(z: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*
 
 
 def default_float() -> np.dtype:
-    """The real numbers that JAX computes with: float32, or float64 with x64.
-
-    Examples:
-      >>> default_float()
-      dtype('float32')
-    """
+    """The real numbers that JAX computes with: float32, or float64 with x64."""
     return jnp.result_type(float)
 
 

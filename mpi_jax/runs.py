@@ -195,9 +195,10 @@ def prepare(
 
 
 def _check_same_run(workdir: Path, config: Config) -> None:
-    for name, there, here in _differences(_plain(read_config(workdir)), _plain(config)):
+    before = read_config(workdir)
+    for name, there, here in _differences(_plain(before), _plain(config)):
         differing = f"{name} is {there!r} there and {here!r} here"
-        if name == "steps" and config.steps > _number(there):
+        if name == "steps" and config.steps > before.steps:
             if config.optimiser.schedule == "constant":
                 continue
             differing += "; the learning rate of its schedule hangs on the steps"

@@ -13,7 +13,10 @@ ROOMS = (
     *("mdf", "metrics"),
 )
 # Shared by the modules of a room, without a place in its documentation.
-SHARED = {"expect", "matmul", "parameter", "rows", "columns", "system"}
+SHARED = {
+    *("expect", "matmul", "parameter", "rows", "columns", "system"),
+    "default_float",
+}
 CHECKS = ("check_", "need_")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

@@ -1,6 +1,7 @@
 """Files of a work folder, and the commit that they name."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -228,3 +229,96 @@ def test_work_folders_are_checked(tmp_path):
         runs.prepare(tmp_path / "mine", config, resume=False)
     with pytest.raises(ValueError, match="no config.json"):
         runs.read_config(tmp_path / "mine")
+
+
+def test_steps_may_grow_where_the_rate_does_not_hang_on_them(tmp_path):
+    config = configs.get("test")
+    constant = dataclasses.replace(config.optimiser, schedule="constant")
+    config = dataclasses.replace(config, optimiser=constant)
+    runs.prepare(tmp_path / "run", config, resume=False)
+    longer = dataclasses.replace(config, steps=config.steps + 4)
+    runs.prepare(tmp_path / "run", longer, resume=True)
+    assert runs.read_config(tmp_path / "run") == longer
+    with pytest.raises(ValueError, match="steps is 10 there and 6 here"):
+        runs.prepare(tmp_path / "run", config, resume=True)
+    cosine = dataclasses.replace(config.optimiser, schedule="cosine")
+    one, other = (dataclasses.replace(c, optimiser=cosine) for c in (config, longer))
+    runs.prepare(tmp_path / "cosine", one, resume=False)
+    with pytest.raises(ValueError, match="learning rate of its schedule hangs on"):
+        runs.prepare(tmp_path / "cosine", other, resume=True)
+
+
+def test_how_often_is_free_to_change(tmp_path):
+    config = configs.get("test")
+    runs.prepare(tmp_path, config, resume=False)
+    changed = dataclasses.replace(
+        config, checkpoint_every=1, validate_every=2, checkpoint_minutes=3.0
+    )
+    runs.prepare(tmp_path, changed, resume=True)
+    assert runs.read_config(tmp_path) == changed
+
+
+def test_initial_weights_are_kept_and_named(tmp_path):
+    config, given = configs.get("test"), tmp_path / "theirs.safetensors"
+    pretrained.export_weights(given, {"a": np.ones(2)}, {})
+    folder = tmp_path / "run"
+    runs.prepare(folder, config, resume=False, init=given)
+    assert (folder / runs.INIT).read_bytes() == given.read_bytes()
+    init = runs.read_info(folder).init
+    digest = hashlib.sha256(given.read_bytes()).hexdigest()
+    assert init == results.InitialWeights(file="theirs.safetensors", sha256=digest)
+    runs.prepare(folder, config, resume=True)
+    runs.prepare(folder, config, resume=True, init=given)
+    pretrained.export_weights(given, {"a": np.zeros(2)}, {})
+    with pytest.raises(ValueError, match="init: expected none, or the file that"):
+        runs.prepare(folder, config, resume=True, init=given)
+
+
+def test_every_start_is_written_down(tmp_path):
+    runs.prepare(tmp_path, configs.get("test"), resume=False)
+    runs.add_start(tmp_path, 0, ["here"])
+    runs.add_start(tmp_path, 4, ["here", "there"])
+    one, other = runs.read_info(tmp_path).starts
+    assert (one.step, other.step) == (0, 4) and other.hosts == ("here", "there")
+    assert one.jax and one.commit and one.time.endswith("+00:00")
+    # The weights of a run don't depend on how often it was stopped.
+    runs.export(tmp_path, {"a": np.ones(2)}, 5, configs.get("test"), {})
+    _, metadata = pretrained.load_weights(tmp_path / runs.WEIGHTS)
+    assert results.RunInfo.of(metadata, "weights").starts == ()
+
+
+def test_a_second_training_is_kept_out(tmp_path):
+    with runs.locked(tmp_path):
+        words = (
+            f"no training is at work in, but process {os.getpid()} on .* is; stop it"
+        )
+        with pytest.raises(ValueError, match=words):
+            with runs.locked(tmp_path):
+                pass
+    assert not (tmp_path / runs.LOCK).exists()
+    with pytest.raises(RuntimeError), runs.locked(tmp_path):
+        raise RuntimeError
+    with runs.locked(tmp_path):  # nothing is left of it
+        pass
+
+
+def test_the_lock_of_a_dead_training_is_taken_over(tmp_path):
+    program = (
+        "import os, pathlib, sys; from mpi_jax import runs\n"
+        "with runs.locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    dead = subprocess.run([sys.executable, "-c", program, tmp_path])
+    assert dead.returncode == -9 and (tmp_path / runs.LOCK).exists()
+    with pytest.warns(UserWarning, match="takes over from process .* which died"):
+        with runs.locked(tmp_path):
+            pass
+
+
+def test_files_that_a_kill_cut_are_swept(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for name in (".weights.safetensors.0a.part", "samples/.00000003.npz.0b.part"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "notes.part").write_text("mine")
+    runs.sweep(tmp_path)
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == ["notes.part"]

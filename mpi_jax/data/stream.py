@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -87,12 +88,15 @@ def _starts(
     return lambda step: step * batch_size + first, size
 
 
-# The same program for all splits.
-_draw_shards = jax.pmap(
-    pictures,
-    in_axes=(None, 0, None, None, None, None),
-    static_broadcasted_argnums=(2, 4, 5),
-)
+@functools.cache
+def _draw_shards() -> Callable[..., Pictures]:
+    """One program for all splits, of the devices of this process alone."""
+    return jax.pmap(
+        pictures,
+        in_axes=(None, 0, None, None, None, None),
+        static_broadcasted_argnums=(2, 4, 5),
+        devices=jax.local_devices(),
+    )
 
 
 def _drawn(
@@ -112,7 +116,7 @@ def _drawn(
             one = draw_pictures(number, int(start[0]), size, grid, families, images)
             shards = jax.tree.map(lambda a: a[None], one)
         else:
-            shards = _draw_shards(number, start, size, grid, families, images)
+            shards = _draw_shards()(number, start, size, grid, families, images)
         chex.assert_tree_shape_prefix(shards, (len(start), size))
         return start, shards
 

@@ -258,30 +258,70 @@ def _check_batch(batch: Batch) -> None:
     chex.assert_tree_shape_prefix(each, (len(batch.image),))
 
 
-def data_parallel(step: Callable, replicated: int = 0) -> Callable:
-    """`step(state, batch, key, *replicated)` over all local devices, state donated.
+# What runs a step on all devices: "pmap", or its twin "shard_map", which gives the same
+# bits and is what JAX wants new programs to use.
+PARALLEL = "pmap"
+
+
+def data_parallel(
+    step: Callable, replicated: int = 0, *, by: str = PARALLEL
+) -> Callable:
+    """`step(state, batch, key, *replicated)` over all devices, state donated.
 
     The step must average over the axis "data". Every leaf of batch has a leading axis of
-    one entry a device; state, key and the `replicated` further arguments are the same on
-    all devices and carry no such axis, nor does the result. Put the state on the devices
-    with `replicate` first: a donated argument can't be moved.
+    one entry for each device of this process; state, key and the `replicated` further
+    arguments are the same on all devices and carry no such axis, nor does the result. Put
+    the state on the devices with `replicate` first: a donated argument can't be moved.
     """
-    return jax.pmap(
-        step,
-        axis_name="data",
-        in_axes=(None, 0, None) + (None,) * replicated,
-        out_axes=None,
+    if by == "pmap":
+        return jax.pmap(
+            step,
+            axis_name="data",
+            in_axes=(None, 0, None) + (None,) * replicated,
+            out_axes=None,
+            donate_argnums=0,
+        )
+    mesh, everywhere, split = _mesh(by), jax.P(), jax.P("data")
+
+    def of_device(state, batch, key, *others):
+        return step(state, jax.tree.map(lambda a: a[0], batch), key, *others)
+
+    compiled = jax.jit(
+        jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(everywhere, split, everywhere) + (everywhere,) * replicated,
+            out_specs=everywhere,
+            check_vma=False,
+        ),
         donate_argnums=0,
     )
+    sharding = jax.NamedSharding(mesh, split)
+
+    def run(state, batch, key, *others):
+        shares = jax.tree.map(
+            lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)),
+            batch,
+        )
+        return compiled(state, shares, key, *others)
+
+    return run
 
 
 Tree = TypeVar("Tree")
 
 
-def replicate(tree: Tree) -> Tree:
-    """The tree on every local device."""
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
-    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
+def replicate(tree: Tree, *, by: str = PARALLEL) -> Tree:
+    """The tree on every device that `data_parallel` wants it on."""
+    return jax.device_put(tree, jax.NamedSharding(_mesh(by), jax.P()))
+
+
+def _mesh(by: str) -> jax.sharding.Mesh:
+    """pmap takes what lies on this process's devices, shard_map what lies on all."""
+    if by not in ("pmap", "shard_map"):
+        raise ValueError(f"by: expected pmap or shard_map, got {by!r}")
+    devices = jax.local_devices() if by == "pmap" else jax.devices()
+    return jax.sharding.Mesh(np.array(devices), ("data",))
 
 
 def make_batch(

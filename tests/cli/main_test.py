@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mpi_jax
-from mpi_jax import pretrained, report, train
+from mpi_jax import pretrained, report
 from mpi_jax.cli.main import VERBS, main
 
 
@@ -97,24 +97,22 @@ def test_killed_and_full_and_resumed_is_bit_equal(trained, command, tmp_path):
     bad(full, "no space left", quiet=False)
     done = command(*words, "--resume")
     assert done.returncode == 0, done.stderr
-    with (
-        train.checkpoint.manager(folder / "checkpoints") as one,
-        train.checkpoint.manager(trained / "checkpoints") as other,
-    ):
-        ours = one.restore(6, args=_raw()).state
-        theirs = other.restore(6, args=_raw()).state
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    # What says how often it was stopped is in config.json alone.
+    sums = [
+        json.loads((run / "checkpoints/6/checksums/metadata").read_text())["leaves"]
+        for run in (folder, trained)
+    ]
+    assert sums[0] == sums[1] and len(set(sums[0])) > 100
+    starts = json.loads((folder / "config.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 3, 3]
     jax.tree.map(np.testing.assert_array_equal, weights(folder)[0], weights(trained)[0])
     steps = [json.loads(n)["step"] for n in (folder / "metrics.jsonl").open()]
     assert steps == [json.loads(n)["step"] for n in (trained / "metrics.jsonl").open()]
+    kept = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").unlink()  # the best checkpoint has them still
     again = command(*words, "--resume")
     assert again.returncode == 0 and "done already" in again.stdout
-
-
-def _raw():
-    import orbax.checkpoint as ocp
-
-    return ocp.args.Composite(state=ocp.args.StandardRestore())
+    assert (folder / "weights.safetensors").read_bytes() == kept
 
 
 def test_diverging_training_names_the_step(command, tmp_path):

@@ -143,9 +143,11 @@ def test_critic_steps_are_updates_on_the_images_of_the_step():
 
     expected = state.discriminator
     for own in jax.random.split(key, 3):
-        value, slope = jax.value_and_grad(loss)(
-            expected, jax.random.uniform(own, (BATCH,))
-        )
+        # A mixture of each image, which hangs on its position alone.
+        mixtures = [
+            jax.random.uniform(jax.random.fold_in(own, n)) for n in range(BATCH)
+        ]
+        value, slope = jax.value_and_grad(loss)(expected, jnp.stack(mixtures))
         expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, slope)
     np.testing.assert_allclose(values["discriminator_loss"], value, rtol=1e-4)
     jax.tree.map(
@@ -157,13 +159,16 @@ def test_critic_steps_are_updates_on_the_images_of_the_step():
 
 @pytest.mark.parametrize("make", [networks, convolutional])
 def test_eight_devices_equal_one(make):
-    """One pmapped step on 8 devices against the single-device step on the whole batch.
+    """One pmapped step on 8 devices against the single-device step on the whole batch, and
+    the twin of pmap bit by bit.
 
-    Batch statistics and their part in the gradients are of the whole batch, too.
+    Batch statistics and their part in the gradients are of the whole batch, too, and the
+    mixtures of WGAN-GP hang on the image, not on its device.
     """
     assert jax.local_device_count() == 8
     # Plain SGD: Adam's first step is a sign, which rounding can turn around.
-    model = make(adversarial=0.5, critic_steps=2)
+    kind = "wgangp" if make is networks else "bce"
+    model = make(adversarial=0.5, critic_steps=2, kind=kind)
     state, _ = start(model)
     sgd = optax.sgd(0.1)
     tx = train.Optimisers(sgd, sgd, 0.9)
@@ -179,12 +184,19 @@ def test_eight_devices_equal_one(make):
         return train.train_step(state, part, key, model=model, tx=tx, axis_name="data")
 
     parts = jax.tree.map(lambda a: a.reshape(8, -1, *a.shape[1:]), made)
-    found = train.data_parallel(step)(train.replicate(state), parts, key)
+    state = jax.device_get(state)  # what lies on a device is given away
+    after, twin = (
+        jax.device_get(
+            train.data_parallel(step, by=by)(train.replicate(state, by=by), parts, key)
+        )
+        for by in ("pmap", "shard_map")
+    )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
-        jax.device_get(found),
+        after,
         expected,
     )
+    jax.tree.map(np.testing.assert_array_equal, after, twin)
 
 
 def test_batch_statistics_are_averaged_like_the_parameters():
@@ -268,3 +280,17 @@ def test_rates(schedule, end):
         rates[:5], [0, 2.5e-4, 5e-4, 7.5e-4, 1e-3], rtol=1e-4, atol=1e-9
     )
     np.testing.assert_allclose(rates[-1], end, atol=1e-8)
+
+
+def test_training_starts_from_the_weights_of_another(tmp_path):
+    state, _ = start(model := networks())
+    other = jax.tree.map(lambda a: np.asarray(a) + 1, state.average)
+    begun = train.with_weights(state, other, "theirs")
+    for tree in (begun.generator, begun.average):
+        jax.tree.map(np.testing.assert_array_equal, tree, other)
+    assert begun.discriminator is state.discriminator and model.discriminator
+    wider = jax.tree.map(lambda a: np.zeros((2, *a.shape)), other)
+    with pytest.raises(ValueError, match="theirs: expected the weights of this gener"):
+        train.with_weights(state, wider, "theirs")
+    with pytest.raises(ValueError, match="got none; start from weights of a config"):
+        train.with_weights(state, {}, "theirs")

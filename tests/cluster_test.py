@@ -1,0 +1,272 @@
+"""Several processes: who is who, one fails, one is told to stop, training together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mpi_jax import cluster, pretrained
+
+SLURM = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}
+INSIDE = SLURM | {"SLURM_STEP_NODELIST": "n1", "SLURM_LOCALID": "1"}
+OURS = {"MPI_JAX_NUM_PROCESSES": "2", "MPI_JAX_COORDINATOR": "n1:99"}
+ONE = cluster.Place(1, 0, None)
+TWO = cluster.Place(2, 1, "n1:99")
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, ONE),
+        ({"MPI_JAX_NUM_PROCESSES": "1"}, ONE),
+        (OURS | {"MPI_JAX_PROCESS_ID": "1"}, TWO),
+        (OURS | {"JOB_COMPLETION_INDEX": "1"}, TWO),
+        (OURS | OPEN_MPI, TWO),
+        (OURS | SLURM, TWO),
+        (OPEN_MPI | {"MPI_JAX_COORDINATOR": "n1:99"}, TWO),
+        (INSIDE, cluster.Place()),
+        # A step of one task, or a job that asks for one process alone.
+        (INSIDE | {"SLURM_NTASKS": "1"}, ONE),
+        (SLURM | {"MPI_JAX_NUM_PROCESSES": "1"}, ONE),
+        ({"JOB_COMPLETION_INDEX": "0"}, ONE),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, cluster.Place()),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, ONE),
+        ({"MPI_JAX_CLUSTER": "tpu"}, cluster.Place()),
+    ],
+)
+def test_who_a_process_is(environment, expected):
+    assert cluster.place(environment) == expected
+
+
+def test_processes_of_one_host_meet_without_being_told_where():
+    local = OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "job1"}
+    one, other = cluster.place(local), cluster.place(local | {"PMIX_NAMESPACE": "job2"})
+    assert one.coordinator.startswith("127.0.0.1:")
+    assert one.coordinator != other.coordinator
+    with pytest.raises(ValueError, match="missing MPI_JAX_COORDINATOR"):
+        cluster.place(local | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        (
+            OURS,
+            "found .*NUM_PROCESSES = 2, .*COORDINATOR = n1:99; missing .*PROCESS_ID",
+        ),
+        ({"MPI_JAX_COORDINATOR": "n1:99"}, "missing .*NUM_PROCESSES, .*PROCESS_ID"),
+        ({"MPI_JAX_PROCESS_ID": "0"}, "found .*PROCESS_ID = 0; missing"),
+        (SLURM, "found SLURM_NTASKS = 4; missing .*STEP_NODELIST.* start with srun"),
+        (OURS | {"MPI_JAX_PROCESS_ID": "2"}, "expected 0 to 1 of 2 processes, got 2"),
+        (
+            OURS | {"MPI_JAX_PROCESS_ID": "one"},
+            "expected a whole number >= 0, got 'one'",
+        ),
+        (
+            OURS | {"MPI_JAX_PROCESS_ID": "1", "MPI_JAX_COORDINATOR": "n1"},
+            "expected host:port of process 0, got n1",
+        ),
+        ({"MPI_JAX_CLUSTER": "moon"}, "expected tpu or nothing, got moon"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(environment, words):
+    with pytest.raises(ValueError, match=words) as error:
+        cluster.place(environment)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_one_process_agrees_with_itself():
+    assert cluster.gather("a") == ["a"] and cluster.is_lead()
+    cluster.check_equal("config", "a")
+    with pytest.raises(OSError, match="no"):
+        cluster.on_lead(lambda: (_ for _ in ()).throw(OSError("no")))
+    assert not cluster.stop_requested(0)
+
+
+def test_signals_are_kept_for_the_step_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGTERM)
+    with cluster.join(stops=True):
+        assert not cluster.stop_requested(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert cluster.stop_requested(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- Two processes
+
+
+def start(words, count=2, devices=1, cwd=None):
+    """The processes of a command, one for each of `count`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        JAX_NUM_CPU_DEVICES=str(devices),
+        MPI_JAX_NUM_PROCESSES=str(count),
+        MPI_JAX_COORDINATOR=f"127.0.0.1:{port}",
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=cwd,
+            env=common | {"MPI_JAX_PROCESS_ID": str(index)},
+            **pipes,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes):
+    """(exit code, stdout, stderr) of each."""
+    try:
+        said = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
+
+
+AGREE = """
+import sys, time
+from mpi_jax import cluster
+from mpi_jax._progress import Stopped
+fails = sys.argv[1]
+try:
+    with cluster.join(stops=True):
+        import jax
+        index = str(jax.process_index())
+        assert cluster.gather(index) == ["0", "1"] and jax.device_count() == 2
+        try:
+            cluster.check_equal("word", index)
+        except ValueError as error:
+            print(error)
+        try:
+            cluster.on_lead(lambda: open("/nowhere/at all"))
+        except (ValueError, OSError) as error:
+            print(type(error).__name__, error)
+        print("ready", flush=True)
+        if fails == index:
+            raise ValueError(f"{index} has an empty disk")
+        for step in range(1000):
+            if cluster.stop_requested(step):
+                raise Stopped(step)
+            time.sleep(.02)
+except ValueError as error:
+    print("mpi-jax:", error, file=sys.stderr)
+    sys.exit(2)
+except Stopped as stop:
+    print("stopped", stop)
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("fails", ["0", "1"])
+def test_an_error_of_one_is_the_end_of_all_in_its_words(fails):
+    began = time.monotonic()
+    ended = finish(start(["-c", AGREE, fails]))
+    assert time.monotonic() - began < 60
+    for index, (code, out, error) in enumerate(ended):
+        assert code == 2
+        assert "word: expected the same on all 2 processes; process 0 has 0" in out
+        assert "No such file" in out
+        told = "" if str(index) == fails else f"process {fails}: "
+        assert error.splitlines()[-1] == f"mpi-jax: {told}{fails} has an empty disk"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_all_after_the_same_step(number):
+    processes = start(["-c", AGREE, "none"])
+    for line in processes[1].stdout:
+        if line.startswith("ready"):
+            break
+    processes[1].send_signal(number)
+    ended = finish(processes)
+    assert [code for code, *_ in ended] == [75, 75]
+    steps = [out.split("stopped ")[1] for _, out, _ in ended]
+    assert steps[0] == steps[1]
+
+
+TRAIN = (
+    *("-m", "mpi_jax", "train", "--config", "table32_cnn", "--loss.adversarial", "0"),
+    *(
+        "--data.batch-size",
+        "16",
+        "--optimiser.warmup",
+        "1",
+        "--validation-images",
+        "16",
+    ),
+    *("--steps", "30", "--checkpoint-every", "10", "--log-every", "5", "--workdir"),
+)
+
+
+def whole(folder, **where):
+    for code, _, error in finish(start([*TRAIN, folder], **where)):
+        assert code == 0, error
+    weights, _ = pretrained.load_weights(folder / "weights.safetensors")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("generator_loss") for line in lines]
+    return jax.tree.leaves(weights), [loss for loss in losses if loss is not None]
+
+
+def largest_difference(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+
+
+def test_processes_train_as_devices_do_and_stop_with_everything_saved(tmp_path):
+    """2 x 2 devices against 1 x 4 and 1 x 1; TERM to one of them, then --resume."""
+    two, losses = whole(tmp_path / "two", count=2, devices=2)
+    four, losses_of_four = whole(tmp_path / "four", count=1, devices=4)
+    one, losses_of_one = whole(tmp_path / "one", count=1, devices=1)
+    # Rounding grows from step to step; the first lines are means over five steps each.
+    np.testing.assert_allclose(losses[:2], losses_of_four[:2], rtol=3e-4)
+    np.testing.assert_allclose(losses[:2], losses_of_one[:2], rtol=3e-4)
+    assert largest_difference(two, four) <= 2 * largest_difference(four, one) + 1e-6
+
+    folder = tmp_path / "stopped"
+    processes = start([*TRAIN, folder], count=2, devices=2)
+    until = time.monotonic() + 400
+    while not (folder / "checkpoints/10/commit_success.txt").exists():
+        assert time.monotonic() < until and processes[0].poll() is None
+        time.sleep(0.02)
+    told = time.monotonic()
+    processes[1].send_signal(signal.SIGTERM)
+    for code, _, error in finish(processes):
+        assert code == 75, error
+        assert "all of it saved; --resume goes on" in error.splitlines()[-1]
+    assert time.monotonic() - told < 10
+    assert not (folder / "lock").exists()
+    for code, _, error in finish(start([*TRAIN, folder, "--resume"], 2, 2)):
+        assert code == 0, error
+    kept = folder / "weights.safetensors"
+    assert kept.read_bytes() == (tmp_path / "two/weights.safetensors").read_bytes()
+    starts = json.loads((folder / "config.json").read_text())["starts"]
+    assert [len(n["hosts"]) for n in starts] == [2, 2] and starts[1]["step"] > 10
+
+
+def test_a_folder_of_one_process_alone_is_refused_by_all(tmp_path):
+    for name in "01":
+        (tmp_path / name).mkdir()
+    script = (
+        "import os, sys; os.chdir(os.environ['MPI_JAX_PROCESS_ID']); "
+        "from mpi_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    processes = start(["-c", script, *TRAIN[2:], "run"], cwd=tmp_path)
+    for code, _, error in finish(processes):
+        assert code == 2
+        assert "expected a folder that all processes share, but process 1" in error
+        assert len(error.splitlines()[-1]) < 300
