@@ -281,14 +281,15 @@ def _program(
     noise, _, steps_key = jax.random.split(jax.random.key(config.seed), 3)
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
-    def batch(shard, noise: PRNGKeyArray, forward: data.ForwardModel):
+    # snr is an argument, as all numbers that aren't shapes: one program for all of them.
+    def batch(shard, snr, noise: PRNGKeyArray, forward: data.ForwardModel):
         start, shown = shard
         examples = data.observe(forward, shown, start, snr, noise)
         return make_batch(forward, examples, start)
 
-    def step(state, shard, keys, forward):
+    def step(state, shard, keys, snr, forward):
         key = jax.random.fold_in(keys[1], state.step)
-        made = batch(shard, keys[0], forward)
+        made = batch(shard, snr, keys[0], forward)
         return train_step(state, made, key, model=model, tx=tx, axis_name="data")
 
     # The default generator takes a minute to compile for some hundred parameters.
@@ -296,14 +297,14 @@ def _program(
     each = config.data.batch_size // jax.device_count()
     shapes = jax.eval_shape(
         lambda: batch(
-            (0, data.pictures(0, 0, each, forward.scanner.grid)), noise, forward
+            (0, data.pictures(0, 0, each, forward.scanner.grid)), snr, noise, forward
         )
     )
     state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
-    compiled, everywhere = data_parallel(step, replicated=1), replicate(forward)
+    compiled, everywhere = data_parallel(step, replicated=2), replicate(forward)
 
     def of(state: TrainState, done: int):
-        return compiled(state, pictures(done), (noise, steps_key), everywhere)
+        return compiled(state, pictures(done), (noise, steps_key), snr, everywhere)
 
     return of, state
 

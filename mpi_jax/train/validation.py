@@ -33,7 +33,7 @@ def make_validation(
     snr = jnp.full(2, config.data.test_snr_db, jnp.float32)
     key, everywhere = data.fixed_noise(), replicate(forward)
 
-    def measure(weights, shard, key, forward):
+    def measure(weights, shard, key, snr, forward):
         start, shown = shard
         drawn = data.observe(forward, shown, start, snr, key)
         out = predict(generator, weights, forward, drawn.voltage)
@@ -47,14 +47,14 @@ def make_validation(
 
     # Every process gets all of it.
     compiled = jax.pmap(
-        measure, axis_name="data", in_axes=(None, 0, None, None), out_axes=None
+        measure, axis_name="data", in_axes=(None, 0, None, None, None), out_axes=None
     )
 
     def validate(weights: Weights) -> tuple[Means, Samples]:
         scores = []
         samples: Samples = {}
         for batch in range(-(-config.validation_images // config.data.batch_size)):
-            one, seen = compiled(weights, shards(batch), key, everywhere)
+            one, seen = compiled(weights, shards(batch), key, snr, everywhere)
             scores.append(jax.device_get(one))
             if not samples:
                 first = jax.tree.map(lambda a: a[:_SAMPLES], jax.device_get(seen))
