@@ -91,7 +91,7 @@ def test_local_passes_signals_on(number, tmp_path):
 
 
 # A run of two processes, with no checkpoint but where it stops or ends.
-STEPS = 60
+STEPS = 40
 TRAIN = ["train", "--config", "test", "--steps", STEPS, "--checkpoint-every", 1000]
 
 
