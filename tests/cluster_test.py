@@ -214,8 +214,9 @@ TRAIN = (
 )
 
 
-def whole(folder, **where):
-    for code, _, error in finish(start([*TRAIN, folder], **where)):
+def whole(folder, *words, **where):
+    """Weights and losses of a training that came to its end."""
+    for code, _, error in finish(start([*TRAIN, folder, *words], **where)):
         assert code == 0, error
     weights, _ = pretrained.load_weights(folder / "weights.safetensors")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -227,23 +228,12 @@ def largest_difference(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
-def test_processes_train_as_devices_do_and_stop_with_everything_saved(
-    tmp_path, monkeypatch
-):
-    """2 x 2 devices against 1 x 4 and 1 x 1; TERM to one of them, then --resume.
-
-    What several processes compile isn't kept, so that it is compiled as fast as it can be.
+def test_processes_train_as_devices_do_and_stop_with_everything_saved(tmp_path):
+    """2 x 2 devices against 1 x 4; TERM to one of them, then --resume. That eight devices
+    equal one is in train/step_test.py, the bits after a stop are in launch_test.py.
     """
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    two, losses = whole(tmp_path / "two", count=2, devices=2)
     four, losses_of_four = whole(tmp_path / "four", count=1, devices=4)
-    one, losses_of_one = whole(tmp_path / "one", count=1, devices=1)
-    # Rounding grows from step to step; the first lines are means over five steps each.
-    np.testing.assert_allclose(losses[:2], losses_of_four[:2], rtol=3e-4)
-    np.testing.assert_allclose(losses[:2], losses_of_one[:2], rtol=3e-4)
-    assert largest_difference(two, four) <= 2 * largest_difference(four, one) + 1e-6
-
-    folder = tmp_path / "stopped"
+    folder = tmp_path / "two"
     processes = start([*TRAIN, folder], count=2, devices=2)
     until = time.monotonic() + 400
     while not (folder / "checkpoints/10/commit_success.txt").exists():
@@ -256,12 +246,14 @@ def test_processes_train_as_devices_do_and_stop_with_everything_saved(
         assert "all of it saved; --resume goes on" in error.splitlines()[-1]
     assert time.monotonic() - told < 10
     assert not (folder / "lock").exists()
-    for code, _, error in finish(start([*TRAIN, folder, "--resume"], 2, 2)):
-        assert code == 0, error
-    kept = folder / "weights.safetensors"
-    assert kept.read_bytes() == (tmp_path / "two/weights.safetensors").read_bytes()
+    two, losses = whole(folder, "--resume", count=2, devices=2)
     starts = json.loads((folder / "config.json").read_text())["starts"]
     assert [len(n["hosts"]) for n in starts] == [2, 2] and starts[1]["step"] > 10
+    # Rounding grows from step to step: lines are means over five steps each.
+    np.testing.assert_allclose(losses[:2], losses_of_four[:2], rtol=3e-4)
+    assert len(losses) == len(losses_of_four)
+    scale = max(float(np.abs(leaf).max()) for leaf in four)
+    assert largest_difference(two, four) < 0.02 * scale
 
 
 def test_a_folder_of_one_process_alone_is_refused_by_all(tmp_path):
