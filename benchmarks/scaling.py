@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py [--config test] [--batch 16] [--repeat 20]
 
-Each of 1 and 2 processes, with 1 and 2 devices each, takes training steps on images that
-were made before: with --batch images a device (weak scaling), then with --batch images in
-all (strong). The peer of every ratio is the one process with one device of the same kind of
+Each of 1 and 2 processes, with 1 and 2 devices each, takes training steps on phantoms that
+were drawn before: with --batch images a device (weak scaling), then with --batch images
+in all (strong). The peer of every ratio is the one process with one device of the same kind of
 scaling. Processes are started by launch/local.sh, as those of a pod see each other, and
 each has a processor core of its own where there are enough: `ideal ratio` is the number of
 cores, because simulated devices of one process share theirs. Beside the step the all-reduce
@@ -15,6 +15,7 @@ there to accelerators, on paper.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -35,43 +36,49 @@ def measure(name: str, scaling: str, batch: int, repeat: int) -> dict | None:
         os.sched_setaffinity(0, {cores[number]})
 
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from mpi_jax import cluster, configs, data, train
 
     with cluster.join():
-        devices, local = jax.device_count(), jax.local_device_count()
+        devices = jax.device_count()
         each = batch if scaling == "weak" else batch // devices
         config = configs.get(name)
+        size = dataclasses.replace(config.data, batch_size=each * devices)
+        config = dataclasses.replace(config, data=size)
         model = train.make_networks(config)
         tx = train.make_optimisers(config.optimiser, config.steps)
         forward = data.build(config)
-        start = each * local * jax.process_index()
-        drawn = data.draw(
-            forward, "train", start, each * local, config.data.test_snr_db
-        )
-        made = jax.jit(train.make_batch)(forward, drawn, start)
-        key = jax.random.key(0)
-        init = jax.jit(lambda key, b: train.init_state(key, b, model=model, tx=tx))
-        state = train.replicate(init(key, made))
-        shards = jax.tree.map(
-            lambda a: np.asarray(a).reshape(local, each, *a.shape[1:]), made
-        )
+        place = jax.process_index(), jax.process_count()
+        shard = data.training_pictures(config, forward.scanner.grid, place)(0)
+        key, snr = jax.random.key(0), np.asarray(config.data.snr_db, np.float32)
 
-        def step(state, shard, key):
+        def batch_of(shard, key, forward):
+            start, pictures = shard
+            examples = data.observe(forward, pictures, start, snr, key)
+            return train.make_batch(forward, examples, start)
+
+        def step(state, shard, key, forward):
+            made = batch_of(shard, key, forward)
             return train.train_step(
-                state, shard, key, model=model, tx=tx, axis_name="data"
+                state, made, key, model=model, tx=tx, axis_name="data"
             )
 
-        def reduce(trees, _, key):
+        def reduce(trees, _, key, forward):
             return jax.lax.pmean(trees, "data"), {}
 
-        gradients = state.generator, state.discriminator
-        sizes = jax.tree.map(lambda a: a.nbytes, gradients)
-        bytes_ = sum(jax.tree.leaves(sizes))
-        copies = train.replicate(jax.tree.map(np.zeros_like, gradients))
-        seconds = timed(train.data_parallel(step), state, shards, key, repeat)
-        reduction = timed(train.data_parallel(reduce), copies, shards, key, repeat)
+        @jax.jit
+        def init(key, shard):
+            made = batch_of(jax.tree.map(lambda a: a[0], shard), key, forward)
+            return train.init_state(key, made, model=model, tx=tx)
+
+        state = init(jax.random.key(0, impl="unsafe_rbg"), shard)
+        gradients = jax.tree.map(jnp.zeros_like, (state.generator, state.discriminator))
+        bytes_ = sum(leaf.nbytes for leaf in jax.tree.leaves(gradients))
+        rest = shard, key, train.replicate(forward)
+        seconds = timed(step, state, rest, repeat)
+        reduction = timed(reduce, gradients, rest, repeat)
         if not cluster.is_lead():
             return None
         return {
@@ -92,15 +99,18 @@ def measure(name: str, scaling: str, batch: int, repeat: int) -> dict | None:
         }
 
 
-def timed(function, state, shards, key, repeat: int) -> float:
-    """Median seconds of a call, each waited for."""
+def timed(function, state, rest, repeat: int) -> float:
+    """Median seconds of a call on all devices, each waited for."""
     import jax
     import numpy as np
 
-    times = []
+    from mpi_jax import train
+
+    compiled, times = train.data_parallel(function, replicated=1), []
+    state = train.replicate(state)
     for _ in range(repeat + 2):  # the first compiles, the second fills caches
         start = time.perf_counter()
-        state, values = jax.block_until_ready(function(state, shards, key))
+        state, values = jax.block_until_ready(compiled(state, *rest))
         times.append(time.perf_counter() - start)
     return float(np.median(times[2:]))
 
