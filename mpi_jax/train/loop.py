@@ -85,7 +85,8 @@ def run(
             died = stack.enter_context(runs.locked(workdir))
             runs.prepare(workdir, config, resume, init)
             if died:
-                warnings.warn(f"{workdir}: takes over from {died}, which died")
+                words = f"{workdir}: takes over from {died}, which died"
+                warnings.warn(words, stacklevel=2)
             runs.sweep(workdir)
 
         cluster.on_lead(prepare)
