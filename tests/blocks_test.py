@@ -109,6 +109,7 @@ SKIPPED = [
     "docs/coming-from-mpireco.md: needs files of Open MPI Data; real-scanner.md runs it on "
     "simulated ones",
     "docs/index.md: the first block of README.md, which is run",
+    "docs/launching.md: tests/launch_test.py runs such a training",
     "docs/paper.md: 656,370 images take hours; the tests build small configs",
     "docs/paper.md: hours of training; the tests run this program without its trainings",
     "docs/paper.md: minutes each and files of 1 GB; the tests run these verbs on smaller "
