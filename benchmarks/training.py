@@ -37,7 +37,7 @@ def parts(config: configs.Config) -> dict:
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
     grid = forward.scanner.grid
     made = data.draw(forward, "train", 0, size, config.data.snr_db, key)
-    batch = jax.jit(train.make_batch)(forward, made)
+    batch = jax.jit(train.make_batch)(forward, made, 0)
     init = jax.jit(lambda key, b: train.init_state(key, b, model=model, tx=tx))
     state = init(key, batch)
 
@@ -79,7 +79,7 @@ def parts(config: configs.Config) -> dict:
         return params, critic_params, average, one, two
 
     def whole(state, made, forward, key):
-        made = train.make_batch(forward, made)
+        made = train.make_batch(forward, made, 0)
         return train.train_step(state, made, key, model=model, tx=tx)
 
     slope = (state.generator, state.discriminator)

@@ -235,8 +235,9 @@ def sweep(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Keep other trainings out of a work folder; the lock of a dead one is taken over.
+def locked(workdir: Path) -> Iterator[str]:
+    """Keep other trainings out of a work folder; the lock of a dead one is taken over, and
+    who that was is given.
 
     The operating system lets go of it when a process ends, however it ends. Raises
     ValueError that names who is at work.
@@ -267,14 +268,13 @@ def locked(workdir: Path) -> Iterator[None]:
             file = None
     with file:
         file.seek(0)
-        if who := file.read().strip():
-            warnings.warn(f"{workdir}: takes over from {who}, which died", stacklevel=2)
+        died = file.read().strip()
         file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
         file.flush()
         try:
-            yield
+            yield died
         finally:
             path.unlink(missing_ok=True)
 

@@ -210,13 +210,13 @@ TRAIN = (
         "--validation-images",
         "16",
     ),
-    *("--steps", "30", "--checkpoint-every", "10", "--log-every", "5", "--workdir"),
+    *("--steps", "10", "--checkpoint-every", "10", "--log-every", "5", "--workdir"),
 )
 
 
-def whole(folder, *words, **where):
+def whole(folder, **where):
     """Weights and losses of a training that came to its end."""
-    for code, _, error in finish(start([*TRAIN, folder, *words], **where)):
+    for code, _, error in finish(start([*TRAIN, folder], **where)):
         assert code == 0, error
     weights, _ = pretrained.load_weights(folder / "weights.safetensors")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -228,27 +228,14 @@ def largest_difference(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
-def test_processes_train_as_devices_do_and_stop_with_everything_saved(tmp_path):
-    """2 x 2 devices against 1 x 4; TERM to one of them, then --resume. That eight devices
-    equal one is in train/step_test.py, the bits after a stop are in launch_test.py.
+def test_processes_train_as_devices_do(tmp_path):
+    """2 x 2 devices against 1 x 4. That eight devices equal one is in train/step_test.py,
+    what a stop leaves in launch_test.py.
     """
     four, losses_of_four = whole(tmp_path / "four", count=1, devices=4)
-    folder = tmp_path / "two"
-    processes = start([*TRAIN, folder], count=2, devices=2)
-    until = time.monotonic() + 400
-    while not (folder / "checkpoints/10/commit_success.txt").exists():
-        assert time.monotonic() < until and processes[0].poll() is None
-        time.sleep(0.02)
-    told = time.monotonic()
-    processes[1].send_signal(signal.SIGTERM)
-    for code, _, error in finish(processes):
-        assert code == 75, error
-        assert "all of it saved; --resume goes on" in error.splitlines()[-1]
-    assert time.monotonic() - told < 10
-    assert not (folder / "lock").exists()
-    two, losses = whole(folder, "--resume", count=2, devices=2)
-    starts = json.loads((folder / "config.json").read_text())["starts"]
-    assert [len(n["hosts"]) for n in starts] == [2, 2] and starts[1]["step"] > 10
+    two, losses = whole(tmp_path / "two", count=2, devices=2)
+    (start,) = json.loads((tmp_path / "two/config.json").read_text())["starts"]
+    assert len(start["hosts"]) == 2 and start["devices"] == "4 x cpu"
     # Rounding grows from step to step: lines are means over five steps each.
     np.testing.assert_allclose(losses[:2], losses_of_four[:2], rtol=3e-4)
     assert len(losses) == len(losses_of_four)

@@ -91,8 +91,10 @@ def test_local_passes_signals_on(number, tmp_path):
 
 
 # A run of two processes, with no checkpoint but where it stops or ends.
-STEPS = 40
-TRAIN = ["train", "--config", "test", "--steps", STEPS, "--checkpoint-every", 1000]
+STEPS = 120
+TRAIN = ["train", "--config", "table32_cnn", "--loss.adversarial", 0]  # soon compiled
+TRAIN += ["--data.batch-size", 16, "--validation-images", 16, "--optimiser.warmup", 1]
+TRAIN += ["--steps", STEPS, "--checkpoint-every", 1000, "--log-every", 2]
 
 
 def digest(folder):

@@ -1,4 +1,4 @@
-"""Convolution and attention in the order that a CPU is fast in."""
+"""Products, convolution and attention in the order that a CPU is fast in."""
 
 import flax.linen as nn
 import jax
@@ -7,6 +7,62 @@ from jax import lax
 
 NARROW = 8  # fewer channels than this: XLA's slope of a kernel is as fast as ours
 CHUNK = 2**20  # scores of attention at once on a CPU: 4 MB, which its cache holds
+
+
+ROWS = 1024  # of a product that sums over more of them, XLA takes its time
+
+
+def multiply(x, kernel, dimension_numbers=None, precision=None, **_):
+    """lax.dot_general for `dense`: x [..., I] and kernel [I, O] to [..., O]."""
+    return product(x, kernel)
+
+
+@jax.custom_vjp
+def product(x, kernel):
+    """x [..., I] times kernel [I, O].
+
+    The slope of the kernel sums over all rows of x, a product that XLA's CPU backend is
+    slow in where they are many thousands: it is taken for some rows at a time here.
+    """
+    return jnp.matmul(x, kernel)
+
+
+def product_forward(x, kernel):
+    return jnp.matmul(x, kernel), (x, kernel)
+
+
+def product_backward(kept, slope):
+    x, kernel = kept
+    left, right = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
+    rows = len(left)
+    size = max(n for n in range(1, min(ROWS, rows) + 1) if rows % n == 0)
+    if size > ROWS // 8:
+        left, right = (a.reshape(-1, size, a.shape[-1]) for a in (left, right))
+        to_kernel = _times(left.mT, right).sum(0)
+    else:
+        to_kernel = _times(left.T, right)
+    return jnp.matmul(slope, kernel.T), to_kernel.astype(kernel.dtype)
+
+
+product.defvjp(product_forward, product_backward)
+
+
+def convolve_patches(x, kernel, strides, padding, **_):
+    """lax.conv_general_dilated for `strided`, windows of one or two strides.
+
+    x [B, n, n, C] and kernel [k, k, C, K] as one product of patches and matrix: blocks of
+    one stride, and where the window is of two, neighbours beside each other.
+    """
+    window, stride = kernel.shape[0], strides[0]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    batch, ny, nx, channels = x.shape
+    x = x.reshape(batch, ny // stride, stride, nx // stride, stride, channels)
+    x = x.swapaxes(2, 3)  # [B, blocks, blocks, stride, stride, C]
+    if window == 2 * stride:
+        x = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=3)
+        x = jnp.concatenate([x[:, :, :-1], x[:, :, 1:]], axis=4)
+    patches = x.reshape(*x.shape[:3], -1)
+    return product(patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
 def convolve(x, kernel, strides, padding, **settings):

@@ -13,7 +13,7 @@ The design is that of TransGAN (Jiang, Chang, Wang 2021, arXiv 2102.07074): Pixe
 learned relative position bias, grid cells without shift, bicubic and pixel-shuffle
 up-sampling. This is an independent implementation of the description. Ours: attention
 bias built without a gather, float32 softmax and norms under bfloat16 activations, and
-on a CPU the kernels' slope in 3 x 3 convolutions and attention in chunks.
+on a CPU the kernels' slopes in products and convolutions, and attention in chunks.
 """
 
 import dataclasses
@@ -26,7 +26,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from mpi_jax.models.cpu import attend, attend_in_chunks, convolve
+from mpi_jax.models.cpu import (
+    attend,
+    attend_in_chunks,
+    convolve,
+    convolve_patches,
+    multiply,
+)
 
 Norm = Literal["pixel", "layer"]
 Dtype = Literal["float32", "bfloat16"]
@@ -123,6 +129,28 @@ def conv3x3(channels: int, dtype: Dtype, name: str) -> nn.Conv:
     return nn.Conv(channels, (3, 3), dtype=dtype, name=name, conv_general_dilated=ours)
 
 
+def dense(features: int, **settings: Any) -> nn.Dense:
+    """Flax's Dense, with a product for the CPU where that is."""
+    ours = multiply if jax.default_backend() == "cpu" else None
+    return nn.Dense(features, dot_general=ours, **settings)
+
+
+def strided(
+    channels: int, window: int, stride: int, padding: int, dtype: Dtype, name: str
+) -> nn.Conv:
+    """Convolution over windows of one stride or two; Flax's, but see `convolve_patches`."""
+    ours = convolve_patches if jax.default_backend() == "cpu" else None
+    return nn.Conv(
+        channels,
+        (window, window),
+        strides=stride,
+        padding=padding,
+        dtype=dtype,
+        name=name,
+        conv_general_dilated=ours,
+    )
+
+
 class Attention(nn.Module):
     """Multi-head self-attention within each cell.
 
@@ -143,7 +171,7 @@ class Attention(nn.Module):
                 f"heads: expected a divisor of {channels} channels, got {self.heads}"
             )
         width = channels // self.heads
-        qkv = nn.Dense(
+        qkv = dense(
             3 * channels,
             use_bias=False,
             dtype=self.dtype,
@@ -167,9 +195,9 @@ class Attention(nn.Module):
             attention = attend_in_chunks if cpu else attend
             mixed = attention(query, key, value, relative_bias(table)[None])
         mixed = mixed.swapaxes(1, 2)
-        return nn.Dense(
-            channels, dtype=self.dtype, kernel_init=small_normal, name="out"
-        )(mixed.reshape(x.shape))
+        return dense(channels, dtype=self.dtype, kernel_init=small_normal, name="out")(
+            mixed.reshape(x.shape)
+        )
 
 
 class Mlp(nn.Module):
@@ -180,10 +208,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         channels = x.shape[-1]
-        hidden = nn.Dense(
+        hidden = dense(
             4 * channels, dtype=self.dtype, kernel_init=small_normal, name="widen"
         )(x)
-        return nn.Dense(
+        return dense(
             channels, dtype=self.dtype, kernel_init=small_normal, name="narrow"
         )(nn.gelu(hidden, approximate=False))
 
@@ -303,7 +331,7 @@ class Upsample(nn.Module):
     def __call__(self, x: Maps) -> NewMaps:
         needed = 4 * self.channels if self.shuffle else self.channels
         if x.shape[-1] != needed:
-            x = nn.Dense(
-                needed, dtype=self.dtype, kernel_init=small_normal, name="width"
-            )(x)
+            x = dense(needed, dtype=self.dtype, kernel_init=small_normal, name="width")(
+                x
+            )
         return pixel_shuffle(x) if self.shuffle else resize(x, 2 * x.shape[1])

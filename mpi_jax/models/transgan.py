@@ -325,7 +325,7 @@ class Generator(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name=name)
 
     def _dense(self, channels, name, kernel_init=layers.small_normal) -> nn.Dense:
-        return nn.Dense(
+        return layers.dense(
             channels, dtype=self.config.dtype, kernel_init=kernel_init, name=name
         )
 
@@ -391,13 +391,8 @@ class Discriminator(nn.Module):
         views = (quarter, 8, 4, 2), (quarter, 8, 8, 0), (half, 16, 16, 0)
         x = images  # what the scales before made of them
         for scale, (channels, kernel, stride, padding) in enumerate(views):
-            view = nn.Conv(
-                channels,
-                (kernel, kernel),
-                strides=stride,
-                padding=padding,
-                dtype=cfg.dtype,
-                name=f"view_{scale}",
+            view = layers.strided(
+                channels, kernel, stride, padding, cfg.dtype, f"view_{scale}"
             )(images)
             size = view.shape[1]
             if scale:

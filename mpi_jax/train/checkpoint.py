@@ -38,8 +38,7 @@ def manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
     The policy is explicit because the older options (max_to_keep with best_fn) delete
     the newest step when it isn't among the best.
     """
-    # Orbax tells every step of every save, and errors that are raised anyway.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _quiet()
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(
@@ -55,6 +54,11 @@ def manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
     with _disk_errors(folder):
         with ocp.CheckpointManager(os.path.abspath(folder), options=options) as store:
             yield store
+
+
+def _quiet() -> None:
+    """Orbax tells every step of every save, and errors that are raised anyway."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def save(
@@ -98,6 +102,7 @@ def restore(folder: Path, template: State, step: int) -> State:
         checksums=ocp.args.JsonRestore(),
     )
     path = Path(os.path.abspath(folder)) / str(step)
+    _quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             read = reader.restore(path, args=args)

@@ -22,6 +22,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -81,8 +82,11 @@ def run(
 
         def prepare() -> None:
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(runs.locked(workdir))
+            died = stack.enter_context(runs.locked(workdir))
             runs.prepare(workdir, config, resume, init)
+            if died:
+                words = f"{workdir}: takes over from {died}, which died"
+                warnings.warn(words, stacklevel=2)
             runs.sweep(workdir)
 
         cluster.on_lead(prepare)

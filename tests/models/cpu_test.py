@@ -43,6 +43,57 @@ def test_convolution_and_its_slopes_against_loops(shape):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("rows", [(5,), (2, 700), (3, 4, 512), (2, 1031)])
+def test_product_and_its_slopes_in_float64(rows):
+    """Few rows, some for each part of the sum, many, and a number without divisors."""
+    x = np.asarray(normal(0, *rows, 6), np.float64)
+    kernel = np.asarray(normal(1, 6, 5), np.float64)
+    slope = np.asarray(normal(2, *rows, 5), np.float64)
+    expected = [x @ kernel, slope @ kernel.T]
+    expected.append(np.einsum("ri,ro->io", x.reshape(-1, 6), slope.reshape(-1, 5)))
+    module = layers.dense(5, use_bias=False)
+
+    @jax.jit
+    def both(x, kernel, slope):
+        out, back = jax.vjp(
+            lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x), x, kernel
+        )
+        return out, *back(slope)
+
+    given = (jnp.asarray(a, jnp.float32) for a in (x, kernel, slope))
+    for ours, exact in zip(both(*given), expected, strict=True):
+        np.testing.assert_allclose(ours, exact, atol=3e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("window, stride, padding", [(8, 4, 2), (8, 8, 0), (4, 2, 1)])
+def test_patches_are_a_convolution_in_value_and_slopes(window, stride, padding):
+    """Against XLA's, and the slope of a slope (WGAN-GP)."""
+    x, kernel = normal(0, 2, 16, 16, 3), normal(1, window, window, 3, 5)
+    ours = layers.strided(5, window, stride, padding, "float32", "view")
+    plain = ours.clone(conv_general_dilated=None)
+    assert ours.conv_general_dilated is cpu.convolve_patches
+
+    def values(module):
+        def apply(x, kernel):
+            params = {"kernel": kernel, "bias": jnp.zeros(5)}
+            return (module.apply({"params": params}, x) ** 3).sum()
+
+        def steepness(x, kernel):
+            return sum((g**2).sum() for g in jax.grad(apply, (0, 1))(x, kernel))
+
+        slopes = jax.grad(apply, (0, 1))(x, kernel)
+        return apply(x, kernel), slopes, jax.grad(steepness, (0, 1))(x, kernel)
+
+    found, expected = (jax.jit(lambda m=m: values(m))() for m in (ours, plain))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=2e-4, atol=2e-4 * abs(b).max()
+        ),
+        found,
+        expected,
+    )
+
+
 @pytest.mark.parametrize("chunk", [1, 600, 2**20])
 def test_attention_in_chunks_and_its_slopes_in_float64(chunk, monkeypatch):
     """One cell at a time, two, all: values, slopes, and the slope of a slope (WGAN-GP)."""
