@@ -8,7 +8,8 @@ in all (strong). The peer of every ratio is the one process with one device of t
 scaling. Processes are started by launch/local.sh, as those of a pod see each other, and
 each has a processor core of its own where there are enough: `ideal ratio` is the number of
 cores, because simulated devices of one process share theirs. Beside the step the all-reduce
-of it is timed alone: the mean over devices of arrays as large as all gradients.
+of it is timed alone: the mean over devices of arrays as large as all gradients, and of
+one array of that size, which shows what is paid by the byte and what by the array.
 
 Medians of --repeat, compilation excluded. `python benchmarks/projection.py` takes it from
 there to accelerators, on paper.
@@ -77,8 +78,14 @@ def measure(name: str, scaling: str, batch: int, repeat: int) -> dict | None:
         gradients = jax.tree.map(jnp.zeros_like, (state.generator, state.discriminator))
         bytes_ = sum(leaf.nbytes for leaf in jax.tree.leaves(gradients))
         rest = shard, key, train.replicate(forward)
+        # Together from here on: the first all-reduce doesn't wait long for a process that
+        # is still compiling.
+        jax.block_until_ready(state)
+        cluster.barrier()
         seconds = timed(step, state, rest, repeat)
         reduction = timed(reduce, gradients, rest, repeat)
+        one_array = jnp.zeros(sum(leaf.size for leaf in jax.tree.leaves(gradients)))
+        at_once = timed(reduce, one_array, rest, repeat)
         if not cluster.is_lead():
             return None
         return {
@@ -91,7 +98,9 @@ def measure(name: str, scaling: str, batch: int, repeat: int) -> dict | None:
             "seconds a step": round(seconds, 5),
             "images per second": round(each * devices / seconds, 1),
             "all-reduce: bytes": bytes_,
+            "all-reduce: arrays": len(jax.tree.leaves(gradients)),
             "all-reduce: seconds a step": round(reduction, 6),
+            "all-reduce: seconds as one array": round(at_once, 6),
             "all-reduce: nanoseconds a byte": round(1e9 * reduction / bytes_, 3),
             "all-reduce: share of the step": round(reduction / seconds, 3),
             "device": f"{jax.devices()[0].device_kind}, {len(cores)} CPU cores",
