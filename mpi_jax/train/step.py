@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mpi_jax import data
@@ -200,7 +201,11 @@ def train_step(
         return losses.discriminator_bce(*jnp.split(both, 2))
 
     def mean_of_devices(tree):
-        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+        if axis_name is None:
+            return tree
+        # As one array: processes on CPUs pay for each array, hardly for its size.
+        flat, tree_of = ravel_pytree(tree)
+        return tree_of(jax.lax.pmean(flat, axis_name))
 
     (total, (reconstruction, statistics, terms)), slope = jax.value_and_grad(
         generator_loss, has_aux=True
