@@ -12,7 +12,7 @@ costs nothing and changes nothing.
     TPU                 the workers of a slice; MPI_JAX_CLUSTER=tpu where no variable of
                         the machine tells of them
 
-Source of the first two: the cluster detection of jax.distributed, which SLURM uses too.
+Source: the cluster detection of jax.distributed, which finds SLURM's and a TPU's processes.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ HEARTBEAT_S = 20
 _PATIENCE_MS = 24 * 3600 * 1000  # what ends waiting is the watch, not the clock
 _GRACE_S = 2.0  # for a process that fails of the same to say so itself
 _ERROR = "mpi_jax/error"
+_RANKS = ("JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,12 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     coordinator = environment.get(ours[0])
     count = _number(environment, ours[1], 1)
     if count is not None:
-        index = _number(environment, ours[2], 0)
-        name = "JOB_COMPLETION_INDEX"
-        if index is None:
-            index = _number(environment, name, 0)
-        for name in ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        index = None
+        for name in (ours[2], *_RANKS):
             index = _number(environment, name, 0) if index is None else index
         if count == 1:
             return Place(1, 0, None)
-        return _complete(environment, count, index, coordinator)
+        return _complete(count, index, coordinator)
     if (tasks := _number(environment, "SLURM_NTASKS", 1) or 1) > 1:
         return _of_slurm(environment, tasks)
     if (size := _number(environment, "OMPI_COMM_WORLD_SIZE", 1) or 1) > 1:
@@ -87,7 +85,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
                 "OMPI_MCA_orte_hnp_uri", ""
             )
             coordinator = f"127.0.0.1:{20000 + zlib.crc32(job.encode()) % 10000}"
-        return _complete(environment, size, index, coordinator)
+        return _complete(size, index, coordinator)
     hosts = environment.get("TPU_WORKER_HOSTNAMES") or ""
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or hosts
     cluster = environment.get("MPI_JAX_CLUSTER", "")
@@ -96,9 +94,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     if "," in hosts or cluster == "tpu":
         return Place()
     if coordinator is not None or environment.get(ours[2]) is not None:
-        return _complete(
-            environment, None, _number(environment, ours[2], 0), coordinator
-        )
+        return _complete(None, _number(environment, ours[2], 0), coordinator)
     return Place(1, 0, None)
 
 
@@ -112,7 +108,6 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int | None
 
 
 def _complete(
-    environment: Mapping[str, str],
     count: int | None,
     index: int | None,
     coordinator: str | None,

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from support.processes import finish, places
 
 from mpi_jax import cluster, pretrained
 
@@ -108,36 +108,14 @@ def test_signals_are_kept_for_the_step_and_the_second_interrupts():
 
 def start(words, count=2, devices=1, cwd=None):
     """The processes of a command, one for each of `count`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = dict(
-        os.environ,
-        JAX_PLATFORMS="cpu",
-        JAX_NUM_CPU_DEVICES=str(devices),
-        MPI_JAX_NUM_PROCESSES=str(count),
-        MPI_JAX_COORDINATOR=f"127.0.0.1:{port}",
-    )
+    common = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=cwd,
-            env=common | {"MPI_JAX_PROCESS_ID": str(index)},
-            **pipes,
+            [sys.executable, *map(str, words)], cwd=cwd, env=common | place, **pipes
         )
-        for index in range(count)
+        for place in places(count)
     ]
-
-
-def finish(processes):
-    """(exit code, stdout, stderr) of each."""
-    try:
-        said = [process.communicate(timeout=500) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
 
 
 AGREE = """
