@@ -10,6 +10,8 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("NPROC", "16")
+# JAX would set 1, and processes that tests start would inherit it, unlike a user's.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 FLAG = "--xla_backend_optimization_level=1"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()

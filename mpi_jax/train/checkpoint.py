@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -112,11 +113,27 @@ def restore(folder: Path, template: State, step: int) -> State:
         # What the manager will want to know of it.
         json.loads((path / "metrics" / "metrics").read_text())["psnr"]
     except Exception as error:  # one of many, by what is missing or cut
+        _drop_late_reads()
         words = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: can't be read ({words})") from error
     if checksums(state) != read.checksums["leaves"]:
         raise ValueError(f"{path}: holds other bytes than were written")
     return state
+
+
+def _drop_late_reads() -> None:
+    """Not a word about the reads that were under way when one of them failed.
+
+    Orbax closes its event loop at the first error; for every read that ends later,
+    TensorStore's threads would print a traceback, which says that the loop is closed.
+    """
+    hook = sys.unraisablehook
+
+    def heard(lost):
+        if str(lost.exc_value) != "Event loop is closed":
+            hook(lost)
+
+    sys.unraisablehook = heard
 
 
 def restore_newest(folder: Path, template: State) -> tuple[int, State] | None:
