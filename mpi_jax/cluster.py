@@ -22,11 +22,14 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -38,8 +41,10 @@ from mpi_jax._progress import Stopped
 # A process that died without a word is noticed after that; JAX waits 100 s by default.
 HEARTBEAT_S = 20
 _PATIENCE_MS = 24 * 3600 * 1000  # what ends waiting is the watch, not the clock
+_SHARED_S = 5.0  # a network file system may take that long to show a new file
 _GRACE_S = 2.0  # for a process that fails of the same to say so itself
 _ERROR = "mpi_jax/error"
+_OURS = ("MPI_JAX_COORDINATOR", "MPI_JAX_NUM_PROCESSES", "MPI_JAX_PROCESS_ID")
 _RANKS = ("JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
@@ -64,12 +69,11 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
       >>> place({})
       Place(count=1, index=0, coordinator=None)
     """
-    ours = ("MPI_JAX_COORDINATOR", "MPI_JAX_NUM_PROCESSES", "MPI_JAX_PROCESS_ID")
-    coordinator = environment.get(ours[0])
-    count = _number(environment, ours[1], 1)
+    coordinator = environment.get(_OURS[0])
+    count = _number(environment, _OURS[1], 1)
     if count is not None:
         index = None
-        for name in (ours[2], *_RANKS):
+        for name in (_OURS[2], *_RANKS):
             index = _number(environment, name, 0) if index is None else index
         if count == 1:
             return Place(1, 0, None)
@@ -93,9 +97,25 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         raise ValueError(f"MPI_JAX_CLUSTER: expected tpu or nothing, got {cluster}")
     if "," in hosts or cluster == "tpu":
         return Place()
-    if coordinator is not None or environment.get(ours[2]) is not None:
-        return _complete(None, _number(environment, ours[2], 0), coordinator)
+    if coordinator is not None or environment.get(_OURS[2]) is not None:
+        return _complete(None, _number(environment, _OURS[2], 0), coordinator)
     return Place(1, 0, None)
+
+
+def local_places(count: int) -> list[dict[str, str]]:
+    """Variables of each of some processes on this machine, which meet at a free port.
+
+    Examples:
+      >>> [place(one).index for one in local_places(3)]
+      [0, 1, 2]
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        dict(zip(_OURS, (f"127.0.0.1:{port}", str(count), str(index)), strict=True))
+        for index in range(count)
+    ]
 
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int | None:
@@ -339,6 +359,27 @@ def on_lead(action: Callable[[], None]) -> None:
         raise error
     if told:
         raise ValueError(told)
+
+
+def check_shared(folder: Path) -> None:
+    """ValueError on all processes unless they see one and the same folder."""
+    if jax.process_count() == 1:
+        return
+    mark = folder / gather(f".{uuid.uuid4().hex}.part")[0]
+    on_lead(mark.touch)
+    until = time.monotonic() + _SHARED_S
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    seen = gather(f"{int(mark.exists())} {socket.gethostname()}")
+    on_lead(mark.unlink)
+    blind = [n for n, words in enumerate(seen) if words[0] == "0"]
+    if blind:
+        lead, other = (seen[n][2:] for n in (0, blind[0]))
+        raise ValueError(
+            f"{folder}: expected a folder that all processes share, but process "
+            f"{blind[0]} on {other} doesn't see what process 0 on {lead} writes there; "
+            "name one on a shared disk"
+        )
 
 
 def check_equal(name: str, value: str) -> None:

@@ -10,7 +10,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from support.processes import finish, places
+from support.launching import TRAIN
+from support.processes import finish
 
 from mpi_jax import cluster, pretrained
 
@@ -114,7 +115,7 @@ def start(words, count=2, devices=1, cwd=None):
         subprocess.Popen(
             [sys.executable, *map(str, words)], cwd=cwd, env=common | place, **pipes
         )
-        for place in places(count)
+        for place in cluster.local_places(count)
     ]
 
 
@@ -178,24 +179,8 @@ def test_a_signal_to_one_stops_all_after_the_same_step(number):
     assert steps[0] == steps[1]
 
 
-TRAIN = (
-    *("-m", "mpi_jax", "train", "--config", "table32_cnn", "--loss.adversarial", "0"),
-    *(
-        "--data.batch-size",
-        "16",
-        "--optimiser.warmup",
-        "1",
-        "--validation-images",
-        "16",
-    ),
-    *("--steps", "10", "--checkpoint-every", "10", "--log-every", "5", "--workdir"),
-)
-
-
-def whole(folder, **where):
-    """Weights and losses of a training that came to its end."""
-    for code, _, error in finish(start([*TRAIN, folder], **where)):
-        assert code == 0, error
+def result(folder):
+    """Weights and losses of a training."""
     weights, _ = pretrained.load_weights(folder / "weights.safetensors")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line).get("generator_loss") for line in lines]
@@ -206,16 +191,17 @@ def largest_difference(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
-def test_processes_train_as_devices_do(tmp_path):
+def test_processes_train_as_devices_do(never_stopped, tmp_path):
     """2 x 2 devices against 1 x 4. That eight devices equal one is in train/step_test.py,
     what a stop leaves in launch_test.py.
     """
-    four, losses_of_four = whole(tmp_path / "four", count=1, devices=4)
-    two, losses = whole(tmp_path / "two", count=2, devices=2)
-    (start,) = json.loads((tmp_path / "two/config.json").read_text())["starts"]
-    assert len(start["hosts"]) == 2 and start["devices"] == "4 x cpu"
-    # Rounding grows from step to step: lines are means over five steps each.
-    np.testing.assert_allclose(losses[:2], losses_of_four[:2], rtol=3e-4)
+    words = ["-m", "mpi_jax", *TRAIN, "--workdir", tmp_path / "run"]
+    ((code, _, error),) = finish(start(words, count=1, devices=4))
+    assert code == 0, error
+    two, losses = result(never_stopped)
+    four, losses_of_four = result(tmp_path / "run")
+    # Rounding grows from step to step: lines are means over two steps each.
+    np.testing.assert_allclose(losses[:4], losses_of_four[:4], rtol=3e-4)
     assert len(losses) == len(losses_of_four)
     scale = max(float(np.abs(leaf).max()) for leaf in four)
     assert largest_difference(two, four) < 0.02 * scale
@@ -228,7 +214,7 @@ def test_a_folder_of_one_process_alone_is_refused_by_all(tmp_path):
         "import os, sys; os.chdir(os.environ['MPI_JAX_PROCESS_ID']); "
         "from mpi_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    processes = start(["-c", script, *TRAIN[2:], "run"], cwd=tmp_path)
+    processes = start(["-c", script, *TRAIN, "--workdir", "run"], cwd=tmp_path)
     for code, _, error in finish(processes):
         assert code == 2
         assert "expected a folder that all processes share, but process 1" in error

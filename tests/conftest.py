@@ -107,6 +107,22 @@ def trained(command, common, alone):
 
 
 @pytest.fixture(scope="session")
+def never_stopped(common, alone):
+    """Work folder of two processes of two devices each, which local.sh started."""
+    from support.launching import PYTHON, TRAIN, local
+
+    folder = common / "never_stopped" / "run"
+    with alone("never_stopped"):
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            words = [2, "--", PYTHON, "-m", "mpi_jax", *TRAIN, "--workdir", folder]
+            done = local(*words)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("validation PSNR") == 1  # the lead alone prints
+    return folder
+
+
+@pytest.fixture(scope="session")
 def calibrated_folder(common, alone):
     """A small calibration and a measurement in three positions, in Open MPI's layout."""
     from support import calibrated_scanner

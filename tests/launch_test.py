@@ -10,7 +10,18 @@ import subprocess
 import time
 
 import pytest
-from support.launching import ENVIRONMENT, LAUNCH, PYTHON, ROOT, run, tool, wait_for
+from support.launching import (
+    ENVIRONMENT,
+    LAUNCH,
+    PYTHON,
+    ROOT,
+    STEPS,
+    TRAIN,
+    local,
+    run,
+    tool,
+    wait_for,
+)
 
 from mpi_jax.cli.main import read
 
@@ -36,10 +47,6 @@ def test_scripts_are_sound(path):
 
 
 # --- One machine
-
-
-def local(*words, **options):
-    return run([LAUNCH / "local.sh", *words], **options)
 
 
 def test_local_tells_every_process_who_it_is():
@@ -90,31 +97,13 @@ def test_local_passes_signals_on(number, tmp_path):
     assert (tmp_path / "0").exists() and (tmp_path / "1").exists()
 
 
-# A run of two processes, with no checkpoint but where it stops or ends.
-STEPS = 24
-TRAIN = ["train", "--config", "table32_cnn", "--loss.adversarial", 0]  # soon compiled
-TRAIN += ["--data.batch-size", 16, "--validation-images", 16, "--optimiser.warmup", 1]
-TRAIN += ["--steps", STEPS, "--checkpoint-every", 1000, "--log-every", 2]
-
-
 def digest(folder):
     return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    """The work folder of two processes that local.sh started."""
-    folder = tmp_path_factory.mktemp("local") / "run"
-    words = [2, "--", PYTHON, "-m", "mpi_jax", *TRAIN, "--workdir", folder]
-    done = local(*words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation PSNR") == 1  # the lead alone prints
-    return folder
-
-
 def test_local_trains_with_two_processes(never_stopped):
     (start,) = json.loads((never_stopped / "config.json").read_text())["starts"]
-    assert len(start["hosts"]) == 2
+    assert len(start["hosts"]) == 2 and start["devices"] == "4 x cpu"
     assert (never_stopped / "weights.safetensors").exists()
 
 

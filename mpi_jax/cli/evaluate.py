@@ -59,7 +59,7 @@ def _evaluate(options: Options) -> None:
         print_table(options.workdir)
 
     cluster.on_lead(prepare)
-    with Progress(silent=not cluster.is_lead()) as tell:
+    with Progress() as tell:
         table.run(
             options.workdir,
             names=options.methods or None,

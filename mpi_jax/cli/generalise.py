@@ -47,7 +47,7 @@ def _generalise(options: Options) -> None:
     cluster.on_lead(lambda: check_methods(options.methods, options.workdir))
     for suite in options.suites:
         expect_one_of("--suites", suite, cases.SUITES)
-    with Progress(silent=not cluster.is_lead()) as tell:
+    with Progress() as tell:
         generalise.run(
             options.workdir,
             runs=options.runs,

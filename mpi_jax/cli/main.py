@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help of a verb
         return int(stop.code or 0)
     except Stopped as stop:
-        print(f"mpi-jax: {stop}", file=sys.stderr)
+        from mpi_jax import cluster
+
+        if cluster.is_lead():
+            print(f"mpi-jax: {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print("mpi-jax: interrupted; finished work is kept", file=sys.stderr)

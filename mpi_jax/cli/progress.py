@@ -18,12 +18,11 @@ _SHOWN = ("generator_loss", "mae", "images_per_second")
 class Progress:
     """A Tell: a bar on a terminal, a line now and then elsewhere.
 
-    Rates and times leave out the first step of a stage, which compiles. silent: for the
-    processes of a cluster but one.
+    Rates and times leave out the first step of a stage, which compiles. Of the processes
+    of a cluster the lead alone is heard.
     """
 
-    def __init__(self, *, silent: bool = False) -> None:
-        self.silent = silent
+    def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.drawn: str | None = None  # the stage of the bar
         self.printed: tuple[str, float] = "", 0.0  # the last line: its stage, and when
@@ -44,7 +43,9 @@ class Progress:
     def __call__(
         self, stage: str, done: int, total: int, numbers: dict[str, float]
     ) -> None:
-        if self.silent:
+        from mpi_jax import cluster
+
+        if not cluster.is_lead():
             return
         shown = {
             name.removeprefix("validation_"): f"{value:.4g}"

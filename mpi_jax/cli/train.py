@@ -47,7 +47,7 @@ def run(options: Options) -> None:
     init = options.init and Path(options.init)
     if options.init in configs.SHIPPED:
         init = pretrained.shipped(options.init)
-    with cluster.join(stops=True), Progress(silent=not cluster.is_lead()) as tell:
+    with cluster.join(stops=True), Progress() as tell:
         result = train.run(
             options.overrides,
             options.workdir,

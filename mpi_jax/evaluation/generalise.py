@@ -191,7 +191,7 @@ def run(
     that is known by its calibration alone.
     """
     workdir = Path(workdir)
-    parts.check_shared(workdir)
+    cluster.check_shared(workdir)
     config = read_config(workdir)
     suites = list(SUITES) if suites is None else list(suites)
     _check(config, suites, num)

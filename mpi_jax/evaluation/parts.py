@@ -14,8 +14,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import socket
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,26 +26,6 @@ import mpi_jax
 from mpi_jax import _progress, cluster, methods
 from mpi_jax._files import Json, from_json, read_npz, save_npz, to_json
 from mpi_jax.results import Setting
-
-
-def check_shared(workdir: Path) -> None:
-    """ValueError in all processes unless they see one and the same folder."""
-    count = jax.process_count()
-    if count == 1:
-        return
-    here = f".{uuid.uuid4().hex}.part"
-    mark = Path(workdir) / cluster.gather(here)[0]
-    cluster.on_lead(mark.touch)
-    seen = cluster.gather(f"{int(mark.exists())} {socket.gethostname()}")
-    cluster.on_lead(mark.unlink)
-    blind = [n for n, words in enumerate(seen) if words[0] == "0"]
-    if blind:
-        lead, other = (seen[n][2:] for n in (0, blind[0]))
-        raise ValueError(
-            f"{workdir}: expected one folder for all {count} processes, but process "
-            f"{blind[0]} on {other} doesn't see what process 0 on {lead} writes there; "
-            "put the work folder on a disk that they share"
-        )
 
 
 def key(about: Json, files: Iterable[Path]) -> str:

@@ -71,7 +71,7 @@ def run(
     and for runs of another scanner or other test signals.
     """
     workdir, began = Path(workdir), time.monotonic()
-    parts.check_shared(workdir)
+    cluster.check_shared(workdir)
     config = read_config(workdir)
     check_num(num)
     levels = _levels(config, snr)

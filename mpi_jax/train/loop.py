@@ -90,7 +90,7 @@ def run(
             runs.sweep(workdir)
 
         cluster.on_lead(prepare)
-        _check_shared(workdir)
+        cluster.check_shared(workdir)
         tell("build", 0, 1, {})
         return _Training(config, workdir, tell).run()
 
@@ -117,27 +117,6 @@ def _check(config: Config) -> None:
 
 def _process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
-
-
-def _check_shared(workdir: Path) -> None:
-    """ValueError on all processes where one doesn't see what the lead wrote."""
-    path = workdir / runs.CONFIG
-    until = time.monotonic() + _SHARED_S
-    said = cluster.gather(path.read_text() if cluster.is_lead() else "")[0]
-    while not path.exists() or path.read_text() != said:
-        if time.monotonic() > until:
-            break
-        time.sleep(0.1)
-    seen = path.exists() and path.read_text() == said
-    blind = [n for n, yes in enumerate(cluster.gather(str(seen))) if yes != "True"]
-    if blind:
-        raise ValueError(
-            f"{workdir}: expected a folder that all processes share, but process "
-            f"{blind[0]} doesn't see what process 0 wrote there; name one on a shared disk"
-        )
-
-
-_SHARED_S = 5.0  # a network file system may take that long to show a new file
 
 
 class _Training:

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-import socket
+
+from mpi_jax.cluster import local_places
 
 
 def copy_run(trained, folder):
@@ -11,18 +12,6 @@ def copy_run(trained, folder):
     for name in ("config.json", "weights.safetensors"):
         shutil.copy(trained / name, folder)
     return folder
-
-
-def places(count):
-    """Variables of each of some processes on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "MPI_JAX_COORDINATOR": f"127.0.0.1:{port}",
-        "MPI_JAX_NUM_PROCESSES": str(count),
-    }
-    return [common | {"MPI_JAX_PROCESS_ID": str(index)} for index in range(count)]
 
 
 def finish(processes):
@@ -44,6 +33,6 @@ def together(command, *each):
     return finish(
         [
             command(*words, background=True, env=here | place)
-            for words, place in zip(each, places(len(each)), strict=True)
+            for words, place in zip(each, local_places(len(each)), strict=True)
         ]
     )
