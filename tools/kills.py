@@ -29,13 +29,21 @@ from mpi_jax import cluster
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN = (
-    *("train", "--config", "table32_cnn", "--loss.adversarial", "0", "--resume"),
+    *("train", "--config", "table32_single", "--loss.adversarial", "0", "--resume"),
     *("--data.batch-size", "16", "--validation-images", "16"),
     *("--optimiser.warmup", "1"),
-    *("--steps", "24", "--checkpoint-every", "2", "--validate-every", "6"),
-    *("--log-every", "2"),
+    *("--steps", "64", "--checkpoint-every", "4", "--validate-every", "16"),
+    *("--log-every", "4"),
 )
-EVALUATE = ("evaluate", "--num", "60", "--methods", "zero", "tikhonov", "table32_cnn")
+EVALUATE = (
+    "evaluate",
+    "--num",
+    "60",
+    "--methods",
+    "zero",
+    "tikhonov",
+    "table32_single",
+)
 BUILD = ("mpi_phantoms", "--config", "side32", "--workers", "2")
 
 
@@ -103,7 +111,7 @@ class Disturbed:
                 time.sleep(0.01)
             delay = self.chance.random() * 1.5
         else:
-            delay = self.chance.random() * longest
+            delay = self.chance.random() * longest / 2
         until = time.monotonic() + delay
         while time.monotonic() < until and _alive(running):
             time.sleep(0.01)
