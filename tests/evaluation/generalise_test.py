@@ -265,12 +265,12 @@ def test_operators_shift_the_data_and_nothing_else(monkeypatch):
 
 
 def test_suites_of_a_trained_run(trained, command, tmp_path):
-    """Suites from the command line: files, drops, and a second call that reads."""
+    """Two suites from the command line: files, drops, and a second call that reads."""
     folder, twin = (copy_run(trained, tmp_path / name) for name in ("run", "twin"))
     words = ("generalise", "--workdir", folder, "--runs", twin)
     words += ("--num", "16", "--methods")
     words += ("nonnegative", "test", "--suites", "vessels", "linearity")
-    done = command(*words, "hallucination")
+    done = command(*words, "hallucination", "families")
     assert done.returncode == 0, done.stderr
     assert "linearity" in done.stderr  # progress
     made = folder / "generalisation"
