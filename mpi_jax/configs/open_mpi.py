@@ -14,6 +14,7 @@ from mpi_jax.configs.schema import DataConfig, PhysicsConfig, ScannerConfig
 CONFIG = dataclasses.replace(
     small.CONFIG,
     name="open_mpi",
+    generator="demo32_dual",
     scanner=ScannerConfig(preset="calibration", pixels=32),
     data=DataConfig(batch_size=12, snr_db=(20.0, 40.0), test_snr_db=30.0),
     physics=PhysicsConfig(rank=200, rho=1e-2, iterations=20),

@@ -59,6 +59,9 @@ class DataConfig:
 
     batch_size: int = 64
     """Images a step, over all devices."""
+    accumulate: int = 1
+    """Parts that each device takes its images of a step in, one after another: memory for
+    time, the same update. 1: all at once. Not for networks with batch statistics."""
     snr_db: tuple[float, float] = (20.0, 60.0)
     """Power SNR of the training signals [dB], uniform between the two."""
     test_snr_db: float = 40.0

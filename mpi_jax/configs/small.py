@@ -11,7 +11,7 @@ from mpi_jax.configs.schema import (
 
 CONFIG = Config(
     name="small",
-    generator="demo32_dual",
+    generator="unrolled32_dual",
     discriminator="df48_32",
     steps=900,
     scanner=ScannerConfig(pixels=32),

@@ -5,5 +5,5 @@ import dataclasses
 from mpi_jax.configs import small
 
 CONFIG = dataclasses.replace(
-    small.CONFIG, name="small_single", generator="demo32_single"
+    small.CONFIG, name="small_single", generator="unrolled32_single"
 )

@@ -8,6 +8,7 @@ from mpi_jax.configs.schema import DataConfig, PhysicsConfig
 CONFIG = dataclasses.replace(
     small.CONFIG,
     name="test",
+    generator="demo32_dual",  # sooner compiled
     steps=6,
     data=DataConfig(batch_size=16, snr_db=(40.0, 40.0)),
     physics=PhysicsConfig(rank=64, iterations=5, refine=2),

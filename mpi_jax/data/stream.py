@@ -83,7 +83,12 @@ def _starts(
             f"data.batch_size: expected a multiple of the {shares} devices, "
             f"got {batch_size}"
         )
-    size = batch_size // shares
+    size, parts = batch_size // shares, config.data.accumulate
+    if parts < 1 or size % parts:
+        raise ValueError(
+            f"data.accumulate: expected a divisor of the {size} images of a device, "
+            f"got {parts}"
+        )
     first = size * (process[0] * devices + np.arange(devices))
     return lambda step: step * batch_size + first, size
 

@@ -125,6 +125,7 @@ GENERATORS: dict[str, GeneratorConfig] = {
         _demo32, tasks=("recon",), channels=(64, 32, 31), heads=(4, 4, 1)
     ),
     "unrolled32_dual": _unrolled32,
+    "unrolled32_single": replace(_unrolled32, tasks=("recon",)),
     "demo64_dual": _demo64,
     "demo64_single": replace(_demo64, tasks=("recon",)),
     "unrolled64_dual": _unrolled64,

@@ -26,11 +26,13 @@ class Networks(NamedTuple):
 
     Generators take data.Inputs and return layers.Images, whichever module they are. One
     with a field axis_name has batch statistics, over the devices of that axis.
+    accumulate: parts that a device's images are taken in (DataConfig).
     """
 
     generator: nn.Module
     discriminator: nn.Module | None
     loss: LossConfig
+    accumulate: int = 1
 
 
 def make_networks(config: Config, forward: data.ForwardModel | None = None) -> Networks:
@@ -69,8 +71,10 @@ def make_networks(config: Config, forward: data.ForwardModel | None = None) -> N
             f"generator: {config.generator} makes images of {row.image_size} pixels, "
             f"but scanner.pixels is {config.scanner.pixels}"
         )
+    accumulate = config.data.accumulate
     if not loss.adversarial:
-        return Networks(generator, None, loss)
+        _check_accumulate(accumulate, generator)
+        return Networks(generator, None, loss, accumulate)
     critic = _network("discriminator", config)
     if critic.config.image_size != config.scanner.pixels:
         raise ValueError(
@@ -83,7 +87,16 @@ def make_networks(config: Config, forward: data.ForwardModel | None = None) -> N
             f"loss.kind: expected bce for {config.discriminator}, whose scores depend on "
             "the whole batch, got wgangp (its penalty is on the slope of each score)"
         )
-    return Networks(generator, critic, loss)
+    _check_accumulate(accumulate, generator, critic)
+    return Networks(generator, critic, loss, accumulate)
+
+
+def _check_accumulate(parts: int, *networks: nn.Module) -> None:
+    if parts != 1 and any(has_statistics(network) for network in networks):
+        raise ValueError(
+            "data.accumulate: expected 1 for networks with batch statistics, which are of "
+            f"all images at once, got {parts}"
+        )
 
 
 @runtime_checkable

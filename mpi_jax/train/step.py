@@ -170,7 +170,7 @@ def train_step(
     def critic(params, images):
         return apply(model.discriminator, params, images[..., None])[0]
 
-    def generator_loss(params):
+    def generator_loss(params, batch):
         out, statistics = apply(model.generator, params, *batch.inputs)
         terms = {"mae": losses.mae(out.reconstruction, batch.image)}
         total = loss.mae * terms["mae"]
@@ -184,21 +184,23 @@ def train_step(
             adversary = losses.generator_wgan if wasserstein else losses.generator_bce
             terms["adversarial"] = adversary(score)
             total += loss.adversarial * terms["adversarial"]
-        return total, (out.reconstruction, statistics, terms)
+        return total, (terms, (out.reconstruction, statistics))
 
-    def critic_loss(params, reconstruction, key):
+    def critic_loss(params, batch, reconstruction, key):
         if loss.kind == "wgangp":
             keys = jax.vmap(partial(jax.random.fold_in, key))(batch.position)
             alpha = jax.vmap(jax.random.uniform)(keys)
-            return losses.discriminator_wgangp(
+            value = losses.discriminator_wgangp(
                 partial(critic, params), batch.image, reconstruction, alpha
             )
-        if separate:  # as the DCGAN has them
-            return losses.discriminator_bce(
+        elif separate:  # as the DCGAN has them
+            value = losses.discriminator_bce(
                 critic(params, batch.image), critic(params, reconstruction)
             )
-        both = critic(params, jnp.concatenate([batch.image, reconstruction]))
-        return losses.discriminator_bce(*jnp.split(both, 2))
+        else:
+            both = critic(params, jnp.concatenate([batch.image, reconstruction]))
+            value = losses.discriminator_bce(*jnp.split(both, 2))
+        return value, ((), ())
 
     def mean_of_devices(tree):
         if axis_name is None:
@@ -207,9 +209,10 @@ def train_step(
         flat, tree_of = ravel_pytree(tree)
         return tree_of(jax.lax.pmean(flat, axis_name))
 
-    (total, (reconstruction, statistics, terms)), slope = jax.value_and_grad(
-        generator_loss, has_aux=True
-    )(state.generator)
+    slope_of = partial(_slope, parts=model.accumulate)
+    total, terms, slope, (reconstruction, statistics) = slope_of(
+        generator_loss, state.generator, batch
+    )
     values, slope = mean_of_devices(({"generator_loss": total, **terms}, slope))
     norm = optax.tree.norm(slope)
     updates, generator_optimiser = tx.generator.update(
@@ -219,10 +222,9 @@ def train_step(
 
     def update_critic(carry, key):
         params, optimiser = carry
-        value_and_slope = jax.value_and_grad(critic_loss)(
-            params, jax.lax.stop_gradient(reconstruction), key
-        )
-        value, slope = mean_of_devices(value_and_slope)
+        made = jax.lax.stop_gradient(reconstruction)
+        value, _, slope, _ = slope_of(critic_loss, params, batch, made, key=key)
+        value, slope = mean_of_devices((value, slope))
         updates, optimiser = tx.discriminator.update(slope, optimiser, params)
         params = optax.apply_updates(params, updates)
         return (params, optimiser), (value, optax.tree.norm(slope))
@@ -253,6 +255,47 @@ def train_step(
     # Another dtype or structure would compile the next step anew.
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     return after, values
+
+
+def _slope(
+    loss: Callable, params: chex.ArrayTree, batch: Batch, *images, parts, **others
+):
+    """Value, terms and slope of a loss, means over a batch, and what it gives of each image.
+
+    loss(params, batch, *images, **others) -> value, (terms, of each image). The batch is
+    taken in so many parts, one after another: activations of one are kept at a time.
+    """
+    graded = jax.value_and_grad(loss, has_aux=True)
+
+    def of(batch, *images):
+        (value, (terms, each)), slope = graded(params, batch, *images, **others)
+        return (value, terms, slope), each
+
+    if parts == 1:
+        means, each = of(batch, *images)
+        return *means, each
+
+    def cut(tree):
+        return jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), tree)
+
+    # Of what is measured, the singular basis belongs to no image.
+    measured = batch.inputs.measured
+    inputs = batch.inputs._replace(measured=measured and measured[0])
+    split = cut((batch._replace(inputs=inputs), *images))
+
+    def add(total, part):
+        batch, *images = part
+        if measured:
+            own = batch.inputs.measured, *measured[1:]
+            batch = batch._replace(inputs=batch.inputs._replace(measured=own))
+        means, each = of(batch, *images)
+        return jax.tree.map(lambda t, m: t + m / parts, total, means), each
+
+    shapes, _ = jax.eval_shape(of, batch, *images)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    means, each = jax.lax.scan(add, zeros, split)
+    each = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), each)
+    return *means, each
 
 
 def _check_batch(batch: Batch) -> None:

@@ -75,6 +75,7 @@ def test_files_are_read_at_the_positions_of_the_stream(monkeypatch):
         ({"images": 5}, "images: expected an integer >= 6, got 5"),
         ({"images": -1}, "data.images: expected a number >= 0, got -1"),
         ({"batch_size": 12}, "data.batch_size: expected a multiple of the 8 devices"),
+        ({"accumulate": 3}, "data.accumulate: expected a divisor of the 2 images"),
         ({"families": ("bars", "bars")}, "families: expected different names"),
         ({"source": "disk"}, "data.source: expected stream or tfds, got 'disk'"),
         ({"source": "stream"}, "data.folder: only with data.source tfds"),

@@ -47,6 +47,7 @@ def test_networks_that_do_not_fit_are_named():
         ),
         (dict(remat=True), "remat: expected False for dcgan32"),
         (dict(part="loss", kind="wgangp"), "expected bce for dcgan32"),
+        (dict(part="data", accumulate=2), "data.accumulate: expected 1 for networks"),
         (
             dict(part="loss", critic_steps=0),
             "loss.critic_steps: expected a number >= 1",

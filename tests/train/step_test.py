@@ -1,5 +1,6 @@
 """The training step against its formula, on one device and on eight."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -296,6 +297,36 @@ def after_20_steps(model, made):
     state, values = run()
     assert np.all(values["finite"] == 1)
     return np.asarray(values["mae"]), jax.tree.leaves(state.average)
+
+
+@pytest.mark.parametrize("kind", ["bce", "wgangp"])
+def test_parts_of_a_batch_give_its_update(kind):
+    """Four parts against all at once; the singular basis goes with each of them."""
+    made = batch(features=jnp.zeros((BATCH, 16, 16, 1)))
+    rng = np.random.default_rng(1)
+    base, V = made.image + 0.1, np.linalg.qr(rng.normal(size=(256, BATCH)))[0]
+    measured = jnp.asarray(rng.normal(size=(BATCH, BATCH)), jnp.float32)
+    measured = measured, jnp.ones(BATCH), jnp.asarray(V, jnp.float32)
+    made = made._replace(inputs=made.inputs._replace(base=base, measured=measured))
+    model = networks(adversarial=0.5, kind=kind, critic_steps=2)
+    sizes = {"features": 1, "base": True, "local_channels": 4, "local_blocks": 1}
+    generator = dataclasses.replace(model.generator.config, local_rounds=2, **sizes)
+    model = model._replace(generator=transgan.Generator(generator))
+    sgd = optax.sgd(0.1)
+    tx = train.Optimisers(sgd, sgd, 0.9)
+    init = jax.jit(partial(train.init_state, model=model, tx=tx))
+    state = init(jax.random.key(1), made)
+    whole, parts = (
+        jax.jit(partial(train.train_step, model=one, tx=tx))(
+            state, made, jax.random.key(0)
+        )
+        for one in (model, model._replace(accumulate=4))
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+        parts,
+        whole,
+    )
 
 
 @pytest.mark.parametrize("make", [networks, convolutional, unet])
