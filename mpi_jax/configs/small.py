@@ -19,7 +19,7 @@ CONFIG = Config(
     physics=PhysicsConfig(rank=1000, rho=1e-3, iterations=30, refine=10),
     loss=LossConfig(bce=1.0, dice=0.1, adversarial=0.01),  # see small64
     optimiser=OptimiserConfig(
-        learning_rate=3e-3, schedule="cosine", warmup=50, b1=0.9, b2=0.999, ema=0.99
+        learning_rate=2e-3, schedule="cosine", warmup=50, b1=0.9, b2=0.999, ema=0.99
     ),
     checkpoint_every=450,
     validation_images=60,
