@@ -279,21 +279,20 @@ def _slope(
         return jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), tree)
 
     # Of what is measured, the singular basis belongs to no image.
-    measured = batch.inputs.measured
-    inputs = batch.inputs._replace(measured=measured and measured[0])
-    split = cut((batch._replace(inputs=inputs), *images))
+    coefficients, *basis = batch.inputs.measured or (None,)
+    alone = batch._replace(inputs=batch.inputs._replace(measured=None))
 
     def add(total, part):
-        batch, *images = part
-        if measured:
-            own = batch.inputs.measured, *measured[1:]
-            batch = batch._replace(inputs=batch.inputs._replace(measured=own))
+        batch, coefficients, *images = part
+        if basis:
+            own = batch.inputs._replace(measured=(coefficients, *basis))
+            batch = batch._replace(inputs=own)
         means, each = of(batch, *images)
         return jax.tree.map(lambda t, m: t + m / parts, total, means), each
 
     shapes, _ = jax.eval_shape(of, batch, *images)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    means, each = jax.lax.scan(add, zeros, split)
+    means, each = jax.lax.scan(add, zeros, cut((alone, coefficients, *images)))
     each = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), each)
     return *means, each
 
