@@ -65,7 +65,7 @@ PROGRAMS = ("datasets", "launch", "examples", "tools", "benchmarks")
 # Tests of what is no single module: the house, its pages, programs, measured data and
 # simulators of others.
 BESIDE = {"layout", "init", "doctest", "blocks", "measured", "mpirf", *PROGRAMS}
-BESIDE |= {"launch_cloud"}
+BESIDE |= {"launch_cloud", "kills"}
 
 
 def imports(path, *, running=False):

@@ -1,9 +1,7 @@
 """The tools of maintainers."""
 
-import json
 import sys
 
-from support.launching import PYTHON, ROOT, run
 from support.programs import load
 
 from mpi_jax.cli.main import read
@@ -34,13 +32,3 @@ def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
     assert [evaluate.workdir, *evaluate.runs] == runs
     assert (evaluate.num, evaluate.methods) == (60, ("tv",))
     assert report.workdir == runs[0]
-
-
-def test_kills_lose_nothing(tmp_path):
-    """Ten kills of a training; the tool has more of them, and of more kinds."""
-    words = ["--workdir", tmp_path, "--kills", 10, "--devices", 1, "--stages", "train"]
-    done = run([PYTHON, ROOT / "tools" / "kills.py", *words])
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert sum(line["kills"] for line in lines) == 10
-    assert all(line["same"] for line in lines)

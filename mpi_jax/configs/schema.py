@@ -66,6 +66,9 @@ class DataConfig:
     """Power SNR of the training signals [dB], uniform between the two."""
     test_snr_db: float = 40.0
     """Power SNR of validation and test signals [dB]; inf: no noise."""
+    signal_norm: str = "channel"
+    """What a network's signals are scaled by: channel (one number a channel), or pca
+    (each of their principal components, too, as far as it is above the noise)."""
     families: tuple[str, ...] = (
         "bars",
         "rectangles",

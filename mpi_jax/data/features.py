@@ -29,6 +29,8 @@ class Inputs(NamedTuple):
 def inputs(forward: ForwardModel, voltage: Float[Array, "B C V"]) -> Inputs:
     """Network inputs of measured voltages; nothing but the operator is used of truth."""
     signal = (voltage / forward.scale[None]).reshape(len(voltage), -1)
+    if forward.whitening is not None:
+        signal = signal @ forward.whitening
     if forward.basis is None:
         return Inputs(signal, None, None)
     flat = voltage.reshape(len(voltage), -1)

@@ -19,6 +19,7 @@ class ForwardModel:
     matrix [C, V, P] in the receiver's unit; scale [C, 1]: standard deviation of the
     noise-free training signals of each channel, which the network's signals are divided
     by (one number a channel, never one a signal, so that concentration survives);
+    whitening [C V, C V]: what these are multiplied by then, None where nothing;
     basis: truncated SVD of the matrix, None without physics features. frequency_selection [C, K]: the
     frequencies that signals and their noise have, None where these are all.
     """
@@ -31,3 +32,4 @@ class ForwardModel:
     iterations: int = dataclasses.field(metadata={"static": True})
     refine: int = dataclasses.field(metadata={"static": True})
     frequency_selection: Bool[Array, "C K"] | None = None
+    whitening: Float[Array, "M M"] | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mpi_jax import physics, scanner, system_matrix
 from mpi_jax.configs import Config
@@ -27,6 +29,8 @@ PRESETS: dict[str, Preset] = {
     "open_mpi_2d": scanner.open_mpi_2d,
 }
 _SCALE_IMAGES = 120  # training images that set the scale of the signals
+_PCA_IMAGES = 4096  # training images whose principal components are taken
+_LEAST_NOISE = 1e-7  # of the strongest component: float32 knows no more
 
 
 def make_scanner(config: Config) -> scanner.Scanner | scanner.CalibratedScanner:
@@ -76,15 +80,55 @@ def build(config: Config) -> ForwardModel:
         flat = forward.matrix.reshape(-1, forward.scanner.grid.size)
         basis = spectral.spectral_basis(flat, config.physics.rank, config.physics.rho)
         forward = dataclasses.replace(forward, basis=basis)
-    size = config.data.batch_size
-    starts = range(0, max(_SCALE_IMAGES, size), size)
-    families = config.data.families
-    u = [
-        draw(forward, "train", i, size, np.inf, families=families).voltage
-        for i in starts
-    ]
-    scale = jnp.sqrt(jnp.mean(jnp.square(jnp.concatenate(u)), axis=(0, 2)))[:, None]
-    return dataclasses.replace(forward, scale=scale)
+    u = jnp.concatenate(list(_training_signals(config, forward, _SCALE_IMAGES)))
+    scale = jnp.sqrt(jnp.mean(jnp.square(u), axis=(0, 2)))[:, None]
+    forward = dataclasses.replace(forward, scale=scale)
+    if config.data.signal_norm == "channel":
+        return forward
+    if config.data.signal_norm != "pca":
+        raise ValueError(
+            "data.signal_norm: expected channel or pca, got "
+            f"{config.data.signal_norm!r}"
+        )
+    size = forward.scanner.channels * forward.scanner.samples
+    squares, count = jnp.zeros((size, size)), 0
+    for u in _training_signals(config, forward, _PCA_IMAGES):
+        x = (u / scale[None]).reshape(len(u), -1)
+        squares, count = squares + x.T @ x, count + len(u)
+    noise = 10.0 ** (-min(config.data.snr_db) / 10)
+    return dataclasses.replace(forward, whitening=whitening(squares / count, noise))
+
+
+def _training_signals(
+    config: Config, forward: ForwardModel, count: int
+) -> Iterator[Float[Array, "B C V"]]:
+    """The first signals of training without noise, in batches of the config's size."""
+    size, families = config.data.batch_size, config.data.families
+    for start in range(0, max(count, size), size):
+        yield draw(forward, "train", start, size, np.inf, families=families).voltage
+
+
+def whitening(covariance: Float[Array, "M M"], noise: float) -> Float[Array, "M M"]:
+    """The symmetric matrix that gives all principal components one strength.
+
+    One of variance v is multiplied by v^(1/2) / (v + noise): those well above the noise
+    come out with variance 1 (Bell and Sejnowski 1997, "ZCA"), those that drown in it fade
+    instead of being all noise. Symmetric, it doesn't depend on the signs and the
+    order in which an eigensolver finds the components.
+
+    Args:
+      covariance: of noise-free signals, in the square of their unit.
+      noise: variance of the noise of a sample, likewise.
+
+    Examples:
+      >>> whitening(jnp.diag(jnp.array([100.0, 1.0, 0.0])), 1.0).round(3).diagonal()
+      Array([0.099, 0.5  , 0.   ], dtype=float32)
+    """
+    variance, components = jnp.linalg.eigh(covariance)
+    variance = jnp.maximum(variance, 0)
+    least = jnp.maximum(noise, _LEAST_NOISE * variance[-1])
+    gain = jnp.sqrt(variance) / (variance + least)
+    return (components * gain[None]) @ components.T
 
 
 def check_voltage(

@@ -74,7 +74,7 @@ def test_compiled_programs_are_kept_for_the_next_time(home, command, tmp_path):
 
 
 def test_full_and_resumed_is_bit_equal(trained, command, tmp_path):
-    """A disk that is full at the first checkpoint; kills are in tools_test.py."""
+    """A disk that is full at the first checkpoint; kills are in kills_test.py."""
     folder = tmp_path / "run"
     words = ("train", "--config", "test", "--workdir", folder)
 
