@@ -30,7 +30,7 @@ PRESETS: dict[str, Preset] = {
 }
 _SCALE_IMAGES = 120  # training images that set the scale of the signals
 _PCA_IMAGES = 4096  # training images whose principal components are taken
-_LEAST_NOISE = 1e-7  # of the strongest component: float32 knows no more
+_LEAST_NOISE = 1e-9  # of the strongest component, where signals have none
 
 
 def make_scanner(config: Config) -> scanner.Scanner | scanner.CalibratedScanner:
@@ -91,12 +91,12 @@ def build(config: Config) -> ForwardModel:
             f"{config.data.signal_norm!r}"
         )
     size = forward.scanner.channels * forward.scanner.samples
-    squares, count = jnp.zeros((size, size)), 0
+    squares, count = np.zeros((size, size)), 0
     for u in _training_signals(config, forward, _PCA_IMAGES):
-        x = (u / scale[None]).reshape(len(u), -1)
+        x = np.asarray(u / scale[None], np.float64).reshape(len(u), -1)
         squares, count = squares + x.T @ x, count + len(u)
-    noise = 10.0 ** (-min(config.data.snr_db) / 10)
-    return dataclasses.replace(forward, whitening=whitening(squares / count, noise))
+    gains = whitening(squares / count, 10.0 ** (-min(config.data.snr_db) / 10))
+    return dataclasses.replace(forward, whitening=jnp.asarray(gains, jnp.float32))
 
 
 def _training_signals(
@@ -108,7 +108,9 @@ def _training_signals(
         yield draw(forward, "train", start, size, np.inf, families=families).voltage
 
 
-def whitening(covariance: Float[Array, "M M"], noise: float) -> Float[Array, "M M"]:
+def whitening(
+    covariance: Float[np.ndarray, "M M"], noise: float
+) -> Float[np.ndarray, "M M"]:
     """The symmetric matrix that gives all principal components one strength.
 
     One of variance v is multiplied by v^(1/2) / (v + noise): those well above the noise
@@ -117,18 +119,18 @@ def whitening(covariance: Float[Array, "M M"], noise: float) -> Float[Array, "M 
     order in which an eigensolver finds the components.
 
     Args:
-      covariance: of noise-free signals, in the square of their unit.
+      covariance: of noise-free signals, in the square of their unit; float64, for the
+        strongest components hide what is 1e-7 of them in float32.
       noise: variance of the noise of a sample, likewise.
 
     Examples:
-      >>> whitening(jnp.diag(jnp.array([100.0, 1.0, 0.0])), 1.0).round(3).diagonal()
-      Array([0.099, 0.5  , 0.   ], dtype=float32)
+      >>> whitening(np.diag([100.0, 1.0, 0.0]), 1.0).round(3).diagonal()
+      array([0.099, 0.5  , 0.   ])
     """
-    variance, components = jnp.linalg.eigh(covariance)
-    variance = jnp.maximum(variance, 0)
-    least = jnp.maximum(noise, _LEAST_NOISE * variance[-1])
-    gain = jnp.sqrt(variance) / (variance + least)
-    return (components * gain[None]) @ components.T
+    variance, components = np.linalg.eigh(covariance)
+    variance = np.maximum(variance, 0)
+    gain = np.sqrt(variance) / (variance + max(noise, _LEAST_NOISE * variance[-1]))
+    return (components * gain) @ components.T
 
 
 def check_voltage(
