@@ -365,7 +365,7 @@ def check_shared(folder: Path) -> None:
     """ValueError on all processes unless they see one and the same folder."""
     if jax.process_count() == 1:
         return
-    mark = folder / gather(f".{uuid.uuid4().hex}.part")[0]
+    mark = Path(folder) / gather(f".{uuid.uuid4().hex}.part")[0]
     on_lead(mark.touch)
     until = time.monotonic() + _SHARED_S
     while not mark.exists() and time.monotonic() < until:

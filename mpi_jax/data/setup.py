@@ -75,6 +75,11 @@ def simulator(config: Config) -> ForwardModel:
 
 def build(config: Config) -> ForwardModel:
     """What training needs: the simulator, its matrix decomposed, its signals scaled."""
+    if config.data.signal_norm not in ("channel", "pca"):
+        raise ValueError(
+            "data.signal_norm: expected channel or pca, got "
+            f"{config.data.signal_norm!r}"
+        )
     forward = simulator(config)
     if config.physics.rank:
         flat = forward.matrix.reshape(-1, forward.scanner.grid.size)
@@ -85,11 +90,6 @@ def build(config: Config) -> ForwardModel:
     forward = dataclasses.replace(forward, scale=scale)
     if config.data.signal_norm == "channel":
         return forward
-    if config.data.signal_norm != "pca":
-        raise ValueError(
-            "data.signal_norm: expected channel or pca, got "
-            f"{config.data.signal_norm!r}"
-        )
     size = forward.scanner.channels * forward.scanner.samples
     squares, count = np.zeros((size, size)), 0
     for u in _training_signals(config, forward, _PCA_IMAGES):
