@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import sys
+import time
 import warnings
 
 import jax
@@ -73,18 +74,27 @@ def test_compiled_programs_are_kept_for_the_next_time(home, command, tmp_path):
         assert all(np.array_equal(first[k], again[k]) for k in first)
 
 
-def test_full_and_resumed_is_bit_equal(trained, command, tmp_path):
-    """A disk that is full at the first checkpoint; kills are in kills_test.py."""
+def test_killed_and_full_and_resumed_is_bit_equal(trained, command, tmp_path):
+    """kill -9 after the first checkpoint, then a disk that is full at the second; the
+    resumed run ends with the same bits.
+    """
     folder = tmp_path / "run"
     words = ("train", "--config", "test", "--workdir", folder)
+    process = command(*words, background=True)
+    until = time.monotonic() + 400
+    while not (folder / "checkpoints" / "3" / "commit_success.txt").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    bad(command(*words), "pass --resume")
 
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     # Such a limit isn't seen before writing, and the threads that write complain too.
-    full = command(*words, before=small_files)
+    full = command(*words, "--resume", before=small_files)
     bad(full, "no space left", quiet=False)
-    bad(command(*words), "pass --resume")
     done = command(*words, "--resume")
     assert done.returncode == 0, done.stderr
     # What says how often it was stopped is in config.json alone.
@@ -94,7 +104,7 @@ def test_full_and_resumed_is_bit_equal(trained, command, tmp_path):
     ]
     assert sums[0] == sums[1] and len(set(sums[0])) > 100
     starts = json.loads((folder / "config.json").read_text())["starts"]
-    assert [start["step"] for start in starts] == [0, 0]
+    assert [start["step"] for start in starts] == [0, 3, 3]
     jax.tree.map(np.testing.assert_array_equal, weights(folder)[0], weights(trained)[0])
     steps = [json.loads(n)["step"] for n in (folder / "metrics.jsonl").open()]
     assert steps == [json.loads(n)["step"] for n in (trained / "metrics.jsonl").open()]
