@@ -21,6 +21,7 @@ import atexit
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import socket
 import sys
@@ -38,13 +39,20 @@ from jax.experimental import multihost_utils
 
 from mpi_jax._progress import Stopped
 
-# A process that died without a word is noticed after that; JAX waits 100 s by default.
-HEARTBEAT_S = 20
+SILENT_S = 20.0  # a process that gives no sign of life for so long is gone
+_SUSPECT_S = 5.0  # likewise, where a computation with it has failed
+_BEAT_S = 1.0
+_HEARTBEAT_S = 60  # JAX's own: where the lead is beyond judging
+_RESOLVE_S = 60.0  # the names of a cluster's hosts come with their machines
 _PATIENCE_MS = 24 * 3600 * 1000  # what ends waiting is the watch, not the clock
 _SHARED_S = 5.0  # a network file system may take that long to show a new file
 _GRACE_S = 2.0  # for a process that fails of the same to say so itself
 _ERROR = "mpi_jax/error"
+_ALIVE = "mpi_jax/alive/"
+_SUSPICION = "suspicion"
 _OURS = ("MPI_JAX_COORDINATOR", "MPI_JAX_NUM_PROCESSES", "MPI_JAX_PROCESS_ID")
+# What XLA says, in errors of several types, where a process it computes with is gone.
+_LOST = re.compile("[A-Z_]+: .*(gloo|nccl|connection|peer|coordination)", re.IGNORECASE)
 _RANKS = ("JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
@@ -205,6 +213,10 @@ def join(*, stops: bool = False) -> Iterator[None]:
         _end(over, watch)
         raise
     except BaseException as error:
+        if _LOST.match(str(error)):
+            # The watch knows better who is gone, or what he said, and ends this process.
+            _beat(_client(), _SUSPICION)
+            watch.join(SILENT_S + 2 * _GRACE_S)
         over.set()
         _tell(error)
         raise
@@ -220,18 +232,39 @@ def _end(over: threading.Event, watch: threading.Thread) -> None:
 
 def _initialize(here: Place) -> None:
     devices = None if here.count else _local_devices(os.environ)
+    if here.coordinator is not None:
+        _resolve(here.coordinator)
     try:
         jax.distributed.initialize(
             here.coordinator,
             here.count,
             here.index,
             local_device_ids=devices,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-            shutdown_timeout_seconds=HEARTBEAT_S,
+            # Else variables of SLURM would choose the devices of a place of ours.
+            cluster_detection_method="deactivate" if here.count else None,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
+            shutdown_timeout_seconds=_HEARTBEAT_S,
         )
     except (ValueError, RuntimeError) as error:
         words = " ".join(str(error).split())[:200]
         raise ValueError(f"processes of a cluster: can't be joined: {words}") from None
+
+
+def _resolve(coordinator: str) -> None:
+    """Wait until the coordinator's host has an address. ValueError if it gets none."""
+    host = coordinator.rpartition(":")[0].strip("[]")
+    until = time.monotonic() + _RESOLVE_S
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"MPI_JAX_COORDINATOR: expected host:port of process 0, but {host} "
+                    f"has no address after {_RESOLVE_S:g} s: {error.strerror}"
+                ) from None
+            time.sleep(_BEAT_S)
 
 
 def _client() -> Any:
@@ -262,13 +295,16 @@ def _leave(code: int) -> None:
 
 
 def _watch(over: threading.Event) -> None:
-    """Ends this process when another has told an error, or the lead is gone."""
-    client = _client()
+    """Ends this process when another has told an error, or one of them is gone."""
+    client, lives = _client(), _Lives()
     while not over.is_set():
         try:
-            told = client.blocking_key_value_get(_ERROR, 500)
+            _beat(client, str(jax.process_index()))
+            if is_lead() and (words := lives.missing(client)):
+                client.key_value_set(_ERROR, words)
+            told = client.blocking_key_value_get(_ERROR, int(1000 * _BEAT_S))
         except Exception as error:
-            if "DEADLINE_EXCEEDED" in str(error):
+            if "DEADLINE_EXCEEDED" in str(error) or "ALREADY_EXISTS" in str(error):
                 continue
             told = "1 the lead process is gone"
         if over.wait(_GRACE_S):
@@ -276,6 +312,37 @@ def _watch(over: threading.Event) -> None:
         code, _, words = told.partition(" ")
         print(f"mpi-jax: {words}", file=sys.stderr)
         _leave(int(code))
+
+
+def _beat(client: Any, name: str) -> None:
+    """A sign of life, or of doubt."""
+    value = f"{time.monotonic()} {socket.gethostname()}"
+    client.key_value_set(_ALIVE + name, value, allow_overwrite=True)
+
+
+class _Lives:
+    """When the lead last heard from each process."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, tuple[str, float]] = {}
+
+    def missing(self, client: Any) -> str:
+        """Exit code and words about a process that is gone; "" if none is."""
+        signs, now = dict(client.key_value_dir_get(_ALIVE)), time.monotonic()
+        patience = (
+            SILENT_S if signs.pop(_ALIVE + _SUSPICION, None) is None else _SUSPECT_S
+        )
+        for name, sign in signs.items():
+            if self.heard.get(name, ("", now))[0] != sign:
+                self.heard[name] = sign, now
+            silent = now - self.heard[name][1]
+            if silent > patience:
+                index, host = name.removeprefix(_ALIVE), sign.partition(" ")[2]
+                return (
+                    f"1 process {index} on {host} is gone: no sign of life for "
+                    f"{silent:.0f} s"
+                )
+        return ""
 
 
 # --- Signals

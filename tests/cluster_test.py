@@ -119,6 +119,52 @@ def start(words, count=2, devices=1, cwd=None):
     ]
 
 
+def test_a_host_without_an_address_is_said_soon(monkeypatch):
+    monkeypatch.setattr(cluster, "_RESOLVE_S", 1.0)
+    for name, value in cluster.local_places(2)[1].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MPI_JAX_COORDINATOR", "train-0.nowhere.invalid:9000")
+    began = time.monotonic()
+    words = "MPI_JAX_COORDINATOR.*train-0.nowhere.invalid has no address after 1 s"
+    with pytest.raises(ValueError, match=words), cluster.join():
+        pass
+    assert time.monotonic() - began < 20
+
+
+SUM_UNTIL_KILLED = """
+import time
+from mpi_jax import cluster
+with cluster.join():
+    import jax
+    total = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")
+    while True:
+        float(total(jax.numpy.ones(1))[0])
+        print("ready", flush=True)
+        time.sleep(.1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_gone_is_named_by_the_others(number):
+    """Killed, it breaks the computation at once; stopped, it leaves the others waiting."""
+    processes = start(["-c", SUM_UNTIL_KILLED])
+    try:
+        for process in processes:
+            assert any(line.startswith("ready") for line in process.stdout)
+        processes[1].send_signal(number)
+        began = time.monotonic()
+        _, said = processes[0].communicate(timeout=60)
+        seconds = time.monotonic() - began
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("mpi-jax: process 1 on ") and "no sign of life" in last
+    assert "Traceback" not in said
+    assert seconds < (15 if number == signal.SIGKILL else 40)
+
+
 AGREE = """
 import sys, time
 from mpi_jax import cluster

@@ -33,9 +33,11 @@ def quick_compilation() -> None:
     full CPU optimisation takes several times longer to compile a network and doesn't
     make it faster; it is left alone on accelerators and where XLA_FLAGS is set. XLA's
     own log is left out, which tells of every program that it loads again; where
-    TF_CPP_MIN_LOG_LEVEL is set, it is as that says.
+    TF_CPP_MIN_LOG_LEVEL is set to more or less than JAX's own 1, it is as that says.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # 1 is what JAX sets, and what the processes that a Python program starts inherit.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     accelerators = (
         "jax_cuda12_plugin",
         "jax_cuda13_plugin",

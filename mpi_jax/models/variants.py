@@ -50,6 +50,16 @@ _tiny32 = GeneratorConfig(  # seconds: for tests
     windows=(8, 8, 8),
     stem_hidden=64,
 )
+# The signal alone at 32 x 32: most of the parameters are the stem's, which has to learn
+# what a system matrix knows.
+_plain32 = GeneratorConfig(
+    image_size=32,
+    channels=(128, 64, 16),
+    depths=(2, 1, 1),
+    heads=(4, 2, 1),
+    windows=(8, 8, 8),
+    stem_hidden=1024,
+)
 # Physics does the work of the stem; minutes on two CPU cores train these.
 _demo32 = GeneratorConfig(
     image_size=32,
@@ -117,6 +127,11 @@ GENERATORS: dict[str, GeneratorConfig] = {
     "tiny32_single": replace(_tiny32, tasks=("recon",)),
     "tiny32_single_matched": replace(
         _tiny32, tasks=("recon",), depths=(1, 1, 2), stem_hidden=68
+    ),
+    "plain32_dual": _plain32,
+    "plain32_single": replace(_plain32, tasks=("recon",)),
+    "plain32_single_matched": replace(
+        _plain32, tasks=("recon",), depths=(2, 2, 2), stem_hidden=1027
     ),
     "demo32_dual": _demo32,
     "demo32_single": replace(_demo32, tasks=("recon",)),

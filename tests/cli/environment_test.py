@@ -57,6 +57,12 @@ def test_what_is_set_stays(home, monkeypatch):
     assert not (home / ".cache").exists()
 
 
+def test_the_level_that_jax_hands_to_its_children_is_no_wish(home, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    environment.quick_compilation()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(home, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
     (home / "file").write_text("")
