@@ -30,7 +30,8 @@ from mpi_jax import cluster
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAIN = (
     *("train", "--config", "table32_single", "--loss.adversarial", "0", "--resume"),
-    *("--data.batch-size", "16", "--validation-images", "16"),
+    *("--generator", "tiny32_single", "--data.signal-norm", "channel"),
+    *("--data.batch-size", "16", "--data.images", "0", "--validation-images", "16"),
     *("--optimiser.warmup", "1"),
     *("--steps", "64", "--checkpoint-every", "4", "--validate-every", "16"),
     *("--log-every", "4"),

@@ -13,18 +13,19 @@ LEARNED = {
     "cnn": "CNN",
     "resnet": "ResNet",
     "dcgan": "DCGAN",
+    "no_gan": "dual without adversary",
+    "wgan": "dual with WGAN-GP",
+    "gan_0.1": "dual with an adversarial weight of 0.1",
+    "gan_1": "dual with the paper's adversarial weight, 1",
     "unet": "U-Net on Tikhonov images",
     "physics": "dual-task with physics features",
     "physics_single": "single-task with physics features",
     "physics_matched": "the same, matched to physics",
-    "no_gan": "physics without adversary",
-    "wgan": "physics with WGAN-GP",
-    "light_mask": "physics with light mask terms",
 }
 TABLES = {
     "paper": "128 x 128, accelerator",
     "table64": "64 x 64, 40 dB, half a CPU hour each",
-    "table32": "32 x 32, 40 dB, CPU minutes each",
+    "table32": "32 x 32, 40 dB, as many images as the paper's, a CPU hour or two each",
 }
 _TABLE_OF = {  # paper itself is its dual-task row
     f"{table}_{row}": table

@@ -10,7 +10,6 @@ CONFIG = dataclasses.replace(
     name="small32",
     generator="unrolled32_dual",
     discriminator="df48_32",
-    # What the weights that ship know, see small64.
-    scanner=ScannerConfig(pixels=32, oversample=1),
+    scanner=ScannerConfig(pixels=32),
     steps=3_000,
 )

@@ -24,11 +24,16 @@ def rows(
     physics features; physics: what the latter get; side: of the baselines' images.
     """
     regression = dataclasses.replace(base.loss, adversarial=0.0)
-    light = dataclasses.replace(base.loss, bce=1.0, dice=0.1)  # see small64
     # Four as in TransGAN (Jiang et al. 2021): this critic is only useful near its optimum.
     wasserstein = dataclasses.replace(base.loss, kind="wgangp", critic_steps=4)
     tikhonov = dataclasses.replace(physics, lams=TIKHONOV, iterations=0, refine=0)
-    dual = {"generator": guided.format("dual"), "physics": physics}
+    dual = {"generator": plain.format("dual")}
+
+    def weighted(weight):
+        return dual | {"loss": dataclasses.replace(base.loss, adversarial=weight)}
+
+    def physical(tasks):
+        return {"generator": guided.format(tasks), "physics": physics}
 
     def baseline(name, **changes):
         # No Transformer blocks, nothing to recompute.
@@ -37,19 +42,20 @@ def rows(
         )
 
     variations = {
-        "dual": {"generator": plain.format("dual")},
+        "dual": dual,
         "single": {"generator": plain.format("single")},
         "matched": {"generator": plain.format("single_matched")},
         "cnn": baseline("cnn"),
         "resnet": baseline("resnet"),
         "dcgan": baseline("dcgan", loss=base.loss, discriminator=f"dcgan{side}"),
-        "unet": baseline("unet", physics=tikhonov),
-        "physics": dual,
-        "physics_single": dual | {"generator": guided.format("single")},
-        "physics_matched": dual | {"generator": guided.format("single_matched")},
         "no_gan": dual | {"loss": regression},
         "wgan": dual | {"loss": wasserstein},
-        "light_mask": dual | {"loss": light},
+        "gan_0.1": weighted(0.1),
+        "gan_1": weighted(1.0),
+        "unet": baseline("unet", physics=tikhonov),
+        "physics": physical("dual"),
+        "physics_single": physical("single"),
+        "physics_matched": physical("single_matched"),
     }
     rows = {}
     for variation in LEARNED:

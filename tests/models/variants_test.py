@@ -38,6 +38,10 @@ OUR_COUNTS = {
     "tiny64_single_matched": 4_378_623,
     "demo64_dual": 287_639,
     "demo64_single_matched": 286_963,
+    "plain32_dual": 12_260_158,
+    "plain32_single_matched": 12_255_214,
+    "plain64_dual": 12_328_848,
+    "plain64_single_matched": 12_302_057,
     "tiny32_dual": 645_746,
     "tiny32_single_matched": 642_389,
     "demo32_dual": 146_387,
@@ -70,7 +74,16 @@ def test_generator_parameters(row):
         assert count(variables) == OUR_COUNTS[row]
     else:
         # Rows of our own, without a count from elsewhere.
-        own = ("demo32", "demo64", "unrolled", "tiny64", "tiny32", "tg128_single")
+        own = (
+            "demo32",
+            "demo64",
+            "unrolled",
+            "tiny64",
+            "tiny32",
+            "plain32",
+            "plain64",
+            "tg128_single",
+        )
         assert row.startswith(own)
 
 
@@ -116,6 +129,8 @@ def multiply_adds(jaxpr):
         "tiny64_{}",
         "demo64_{}",
         "tiny32_{}",
+        "plain32_{}",
+        "plain64_{}",
         "demo32_{}",
     ],
 )

@@ -16,6 +16,7 @@ ENVIRONMENT = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="2")
 # A short training, soon compiled, with no checkpoint but where it stops or ends.
 STEPS = 12
 TRAIN = ["train", "--config", "table32_cnn", "--loss.adversarial", 0]
+TRAIN += ["--data.images", 0, "--data.signal-norm", "channel"]
 TRAIN += ["--data.batch-size", 16, "--validation-images", 16, "--optimiser.warmup", 1]
 TRAIN += ["--steps", STEPS, "--checkpoint-every", 1000, "--log-every", 2]
 

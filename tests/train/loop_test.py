@@ -27,6 +27,7 @@ def test_batch_statistics_survive(command, tmp_path):
     # Batches of the config `test`, whose pictures other tests have compiled.
     words += ["--optimiser.warmup", "1", "--data.batch-size", "16"]
     words += ["--validation-images", "12"]
+    words += ["--data.images", "0", "--data.signal-norm", "channel"]
     done = command(*words)
     assert done.returncode == 0, done.stderr
     whole = (folder / "weights.safetensors").read_bytes()
