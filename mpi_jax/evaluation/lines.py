@@ -39,11 +39,11 @@ def lines_of(
     lines = []
     for level, rows in measured.items():
         for name in ("all", *phantoms.FAMILIES):
-            shown = family >= 0
+            selected = family >= 0
             if name != "all":
-                shown = family == phantoms.FAMILIES.index(name)
-            about = {"snr_db": level, "family": name, "num": int(shown.sum())}
-            lines += _of_images(rows, shown, about, networks)
+                selected = family == phantoms.FAMILIES.index(name)
+            about = {"snr_db": level, "family": name, "num": int(selected.sum())}
+            lines += _of_images(rows, selected, about, networks)
     levels = list(measured)
     order = {row.method.name: n for n, row in enumerate(measured[levels[0]])}
     lines.sort(key=lambda n: order[n.method])
@@ -52,13 +52,15 @@ def lines_of(
 
 def _of_images(
     rows: list[Measured],
-    shown: np.ndarray,
+    selected: np.ndarray,
     about: dict[str, Any],
     networks: dict[str, Network],
 ) -> list[results.Line]:
-    """Lines of the images that are shown, whose resampling is the same for all methods."""
+    """Lines of the selected images, whose resampling is the same for all methods."""
     values = {
-        (n, k): v[shown] for n, row in enumerate(rows) for k, v in row.numbers.items()
+        (n, k): v[selected]
+        for n, row in enumerate(rows)
+        for k, v in row.numbers.items()
     }
     drawn = bootstrap.means(*values.values())
     ends = {k: bootstrap.ends(d) for k, d in zip(values, drawn, strict=True)}

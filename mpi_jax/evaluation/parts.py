@@ -55,8 +55,8 @@ class Parts:
         cluster.on_lead(self._sweep)
         # Nobody writes before the lead's list has reached everyone.
         names = [path.stem for path in self.folder.glob("*.npz")]
-        told = cluster.gather(" ".join(names) if cluster.is_lead() else "")
-        self.kept = frozenset(told[0].split())
+        lists = cluster.gather(" ".join(names) if cluster.is_lead() else "")
+        self.kept = frozenset(lists[0].split())
 
     def _sweep(self) -> None:
         """Without parts of other calls, and those that a kill or a full disk has cut."""
@@ -138,10 +138,10 @@ def as_chosen(
     problem: methods.Problem,
     method: methods.Method,
     chosen: Chosen,
-    given: Mapping[str, Any] | None = None,
+    fixed_settings: Mapping[str, Any] | None = None,
 ) -> methods.Ready:
-    """A method with settings that were chosen before. given: as for `methods.ready`."""
-    solve = method.prepare(problem, {**chosen.settings, **(given or {})})
+    """A method with settings that were chosen before. fixed_settings: that were not."""
+    solve = method.prepare(problem, {**chosen.settings, **(fixed_settings or {})})
     return methods.Ready(
         method, solve, chosen.settings, chosen.threshold, chosen.at_edge
     )
