@@ -196,8 +196,8 @@ def prepare(
 
 def _check_same_run(workdir: Path, config: Config) -> None:
     before = read_config(workdir)
-    for name, there, here in _differences(_plain(before), _plain(config)):
-        differing = f"{name} is {there!r} there and {here!r} here"
+    for name, stored, requested in _differences(_plain(before), _plain(config)):
+        differing = f"{name} is {stored!r} there and {requested!r} here"
         if name == "steps" and config.steps > before.steps:
             if config.optimiser.schedule == "constant":
                 continue
@@ -347,20 +347,20 @@ def commit() -> str:
     """Commit of the checkout that the package runs from, or that it was built from;
     "unknown" where neither is there to tell.
     """
-    here = Path(__file__).resolve().parent
-    if (here.parent / ".git").exists():
+    package = Path(__file__).resolve().parent
+    if (package.parent / ".git").exists():
         try:
-            said = subprocess.run(
+            git = subprocess.run(
                 ["git", "rev-parse", "--short", "HEAD"],
-                cwd=here,
+                cwd=package,
                 capture_output=True,
                 text=True,
                 timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return UNKNOWN
-        return said.stdout.strip() if said.returncode == 0 else UNKNOWN
+        return git.stdout.strip() if git.returncode == 0 else UNKNOWN
     try:
-        return (here / BUILT_FROM).read_text().strip() or UNKNOWN
+        return (package / BUILT_FROM).read_text().strip() or UNKNOWN
     except FileNotFoundError:
         return UNKNOWN

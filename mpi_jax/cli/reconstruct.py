@@ -74,17 +74,17 @@ def run(options: Options) -> None:
 
 def _check_source(options: Options) -> None:
     """ValueError where options name several scanners, or none that a method needs."""
-    given = {
+    sources = {
         "--system-matrix": bool(options.system_matrix),
         "--config": options.config is not None,
         "--run": options.run is not None,
     }
-    named = [name for name, is_given in given.items() if is_given]
+    named = [name for name, is_given in sources.items() if is_given]
     if len(named) > 1:
         raise ValueError(f"{named[1]}: expected none with {named[0]}")
     if not (_is_network(options) or named):
         raise ValueError(
-            f"--method {options.method}: expected one of {', '.join(given)} with it"
+            f"--method {options.method}: expected one of {', '.join(sources)} with it"
         )
     if options.method is None and options.system_matrix:
         raise ValueError(
@@ -144,24 +144,24 @@ def _reconstruct_npz(options: Options) -> None:
     measured = read_npz(options.measurement, "voltage")
     door = _by_matrix if options.system_matrix else _by_scanner
     method, problem, u = door(options, measured["voltage"])
-    made = method.prepare(problem, options.settings)(jnp.asarray(u))
-    image = np.asarray(made.image)
+    reconstruction = method.prepare(problem, options.settings)(jnp.asarray(u))
+    image = np.asarray(reconstruction.image)
     arrays = {"image": image}
     about = {"method": method.name, **method.complete(options.settings)}
-    if made.mask_logit is not None:
-        arrays["mask"] = np.asarray(made.mask_logit > 0, np.uint8)
+    if reconstruction.mask_logit is not None:
+        arrays["mask"] = np.asarray(reconstruction.mask_logit > 0, np.uint8)
     mm = None
     if not options.system_matrix:
         arrays["pixel_size"] = np.asarray(problem.grid.pitch)[:2]
         mm = tuple((1e3 * arrays["pixel_size"]).tolist())
-    if made.choice is not None:
-        about |= reconstruct_mdf.about_choice(made.choice)
+    if reconstruction.choice is not None:
+        about |= reconstruct_mdf.about_choice(reconstruction.choice)
     text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
     _files.save_npz(options.out, {**arrays, "about": np.array(text)})
     picture = options.out.with_suffix(".png")
     report.save_images(picture, image[:12], pixel_size_mm=mm)
-    if made.choice is not None:
-        reconstruct_mdf.show_choice(options.out, made.choice)
+    if reconstruction.choice is not None:
+        reconstruct_mdf.show_choice(options.out, reconstruction.choice)
     print(f"{options.out}, {picture}: {len(image)} images {image.shape[1:]}")
     _tell_psnr(image, measured.get("image"))
 

@@ -46,17 +46,17 @@ def run(options: Options, method: methods.Method) -> None:
         )
         tell("solve", 1, 2, {})
         solve = method.prepare(methods.from_system(system), options.settings)
-        made = solve(weighted(system))
+        reconstruction = solve(weighted(system))
         tell("solve", 2, 2, {})
     for note in system.notes:
         print(f"note: {note}", file=sys.stderr)
-    image, rows = np.asarray(made.image), len(system.system_matrix)
-    about = _about(options, method, made.choice, rows)
+    image, rows = np.asarray(reconstruction.image), len(system.system_matrix)
+    about = _about(options, method, reconstruction.choice, rows)
     _write(options.out, image, system.grid, measurement, about)
     picture = options.out.with_suffix(".png")
     _draw(picture, image, system.grid, len(paths))
-    if made.choice is not None:
-        show_choice(options.out, made.choice)
+    if reconstruction.choice is not None:
+        show_choice(options.out, reconstruction.choice)
     print(
         f"{options.out}, {picture}: {len(image)} images {image.shape[1:]} from {rows} rows"
     )

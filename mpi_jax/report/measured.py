@@ -88,16 +88,18 @@ def write_measured(folder: Path) -> Path:
     return folder / "table.md"
 
 
-def _figure(found: Figure3Images, lines: list[Figure3Line]) -> "Figure":
+def _figure(measured: Figure3Images, lines: list[Figure3Line]) -> "Figure":
     """Columns: truth, then methods. Two rows a phantom: scaled image with masks, error."""
-    truth, phantoms, pixel = found.truth, found.phantoms, found.pixel_size
+    truth, phantoms, pixel = measured.truth, measured.phantoms, measured.pixel_size
     methods = list({line.method: line for line in lines}.values())
     numbers = {(line.phantom, line.method): line for line in lines}
     images = np.stack(
         [
             [
                 image * numbers[phantom, m.method].factor
-                for image, phantom in zip(found.images[m.method], phantoms, strict=True)
+                for image, phantom in zip(
+                    measured.images[m.method], phantoms, strict=True
+                )
             ]
             for m in methods
         ]
@@ -137,7 +139,7 @@ def _figure(found: Figure3Images, lines: list[Figure3Line]) -> "Figure":
             box, line = (x, y, size, height), numbers[phantom, method.method]
             panel(canvas, images[column, row], box, **grey)
             outline(canvas, mask, box, TRUTH_COLOUR)
-            outline(canvas, found.masks[method.method][row], box, MASK_COLOUR)
+            outline(canvas, measured.masks[method.method][row], box, MASK_COLOUR)
             write_on(canvas, x + 0.05, y + 0.05, f"× {line.factor:.2g}")
             box = (x, below, size, height)
             error_picture = panel(canvas, errors[column, row], box, **heat)

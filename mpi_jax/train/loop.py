@@ -139,8 +139,8 @@ class _Training:
             self._with_initial_weights(fresh),
         )
         if jax.process_count() > 1:
-            told = str(sum(checkpoint.checksums(state)))
-            cluster.check_equal("the state that training starts from", told)
+            checksum = str(sum(checkpoint.checksums(state)))
+            cluster.check_equal("the state that training starts from", checksum)
         hosts = cluster.gather(platform.node())
         cluster.on_lead(lambda: self._start(done, hosts))
         self._export_again(state)
@@ -265,21 +265,21 @@ def _program(
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
     # snr is an argument, as all numbers that aren't shapes: one program for all of them.
-    def batch(shard, snr, noise: PRNGKeyArray, forward: data.ForwardModel):
-        start, shown = shard
-        examples = data.observe(forward, shown, start, snr, noise)
+    def batch_of(shard, snr, noise: PRNGKeyArray, forward: data.ForwardModel):
+        start, images = shard
+        examples = data.observe(forward, images, start, snr, noise)
         return make_batch(forward, examples, start)
 
     def step(state, shard, keys, snr, forward):
         key = jax.random.fold_in(keys[1], state.step)
-        made = batch(shard, snr, keys[0], forward)
-        return train_step(state, made, key, model=model, tx=tx, axis_name="data")
+        batch = batch_of(shard, snr, keys[0], forward)
+        return train_step(state, batch, key, model=model, tx=tx, axis_name="data")
 
     # The default generator takes a minute to compile for some hundred parameters.
     fresh = jax.random.key(config.seed, impl="unsafe_rbg")
     each = config.data.batch_size // jax.device_count()
     shapes = jax.eval_shape(
-        lambda: batch(
+        lambda: batch_of(
             (0, data.pictures(0, 0, each, forward.scanner.grid)), snr, noise, forward
         )
     )
@@ -304,9 +304,9 @@ def _drain(pending: collections.deque, workdir: Path) -> dict[str, float]:
     values = jax.device_get(list(values))
     for number, line in zip(steps, values, strict=True):
         if not line["finite"]:
-            bad = [k for k, v in line.items() if not np.isfinite(v)]
+            broken = [k for k, v in line.items() if not np.isfinite(v)]
             raise FloatingPointError(
-                f"step {number}: {', '.join(bad) or 'a metric'} not finite; the last "
+                f"step {number}: {', '.join(broken) or 'a metric'} not finite; the last "
                 f"good checkpoint in {workdir / 'checkpoints'} is kept"
             )
     names = [name for name in values[0] if name != "finite"]

@@ -122,15 +122,15 @@ def with_weights(state: TrainState, weights: Weights, where: str) -> TrainState:
 
     Raises ValueError for the weights of another network.
     """
-    here, there = (
+    expected, got = (
         {"/".join(k): jnp.shape(v) for k, v in flatten_dict(tree).items()}
         for tree in (state.average, dict(weights))
     )
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
             raise ValueError(
                 f"{where}: expected the weights of this generator, with {name} of shape "
-                f"{here.get(name, 'none')}, got {there.get(name, 'none')}; start from "
+                f"{expected.get(name, 'none')}, got {got.get(name, 'none')}; start from "
                 "weights of a config with the same generator and size"
             )
     average = jax.tree.map(
@@ -198,8 +198,8 @@ def train_step(
                 critic(params, batch.image), critic(params, reconstruction)
             )
         else:
-            both = critic(params, jnp.concatenate([batch.image, reconstruction]))
-            value = losses.discriminator_bce(*jnp.split(both, 2))
+            scores = critic(params, jnp.concatenate([batch.image, reconstruction]))
+            value = losses.discriminator_bce(*jnp.split(scores, 2))
         return value, ((), ())
 
     def mean_of_devices(tree):
@@ -222,8 +222,8 @@ def train_step(
 
     def update_critic(carry, key):
         params, optimiser = carry
-        made = jax.lax.stop_gradient(reconstruction)
-        value, _, slope, _ = slope_of(critic_loss, params, batch, made, key=key)
+        fake = jax.lax.stop_gradient(reconstruction)
+        value, _, slope, _ = slope_of(critic_loss, params, batch, fake, key=key)
         value, slope = mean_of_devices((value, slope))
         updates, optimiser = tx.discriminator.update(slope, optimiser, params)
         params = optax.apply_updates(params, updates)
@@ -285,8 +285,8 @@ def _slope(
     def add(total, part):
         batch, coefficients, *images = part
         if basis:
-            own = batch.inputs._replace(measured=(coefficients, *basis))
-            batch = batch._replace(inputs=own)
+            inputs = batch.inputs._replace(measured=(coefficients, *basis))
+            batch = batch._replace(inputs=inputs)
         means, each = of(batch, *images)
         return jax.tree.map(lambda t, m: t + m / parts, total, means), each
 
