@@ -31,8 +31,8 @@ def product_forward(x, kernel):
     return jnp.matmul(x, kernel), (x, kernel)
 
 
-def product_backward(kept, slope):
-    x, kernel = kept
+def product_backward(residuals, slope):
+    x, kernel = residuals
     left, right = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
     rows = len(left)
     size = max(n for n in range(1, min(ROWS, rows) + 1) if rows % n == 0)
@@ -94,8 +94,8 @@ def convolve_forward(x, kernel):
     return _plain(x, kernel), (x, kernel)
 
 
-def convolve_backward(kept, slope):
-    x, kernel = kept
+def convolve_backward(residuals, slope):
+    x, kernel = residuals
     (ny, nx), (inputs, outputs) = x.shape[1:3], kernel.shape[2:]
     transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -148,8 +148,8 @@ def attend_forward(query, key, value, bias):
     return mixed, (query, key, value, bias, mixed, level)
 
 
-def attend_backward(kept, slope):
-    query, key, value, bias, mixed, level = kept
+def attend_backward(residuals, slope):
+    query, key, value, bias, mixed, level = residuals
     along = jnp.sum(slope * mixed, -1, keepdims=True, dtype=jnp.float32)
 
     def some(total, parts):
