@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mpi_jax import configs
 from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli import reconstruct_mdf
-from mpi_jax.cli.files import MDF, check_out, read_npz
+from mpi_jax.cli.files import MDF, check_out, save_npz
 from mpi_jax.methods.settings import Settings
 
 if TYPE_CHECKING:
@@ -139,7 +138,8 @@ def _reconstruct_npz(options: Options) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from mpi_jax import _files, report
+    from mpi_jax import report
+    from mpi_jax._files import read_npz
 
     measured = read_npz(options.measurement, "voltage")
     door = _by_matrix if options.system_matrix else _by_scanner
@@ -156,8 +156,7 @@ def _reconstruct_npz(options: Options) -> None:
         mm = tuple((1e3 * arrays["pixel_size"]).tolist())
     if reconstruction.choice is not None:
         about |= reconstruct_mdf.about_choice(reconstruction.choice)
-    text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
-    _files.save_npz(options.out, {**arrays, "about": np.array(text)})
+    save_npz(options.out, arrays, about)
     picture = options.out.with_suffix(".png")
     report.save_images(picture, image[:12], pixel_size_mm=mm)
     if reconstruction.choice is not None:
@@ -228,6 +227,8 @@ def _by_matrix(
 def _stored_matrix(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[int, ...]]:
     """A system matrix [C, V, P] of an .npz file and its grid (ny, nx)."""
     import numpy as np
+
+    from mpi_jax._files import read_npz
 
     if len(paths) > 1:
         raise ValueError("--system-matrix: expected one .npz file")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mpi_jax
-from mpi_jax.cli.files import MDF
+from mpi_jax.cli.files import MDF, save_npz
 from mpi_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _write(
     """Images as .mdf or .npz file, with what made them."""
     import numpy as np
 
-    from mpi_jax import _files, mdf
+    from mpi_jax import mdf
 
     if out.suffix == ".mdf":
         about["preprocessing"] = json.dumps(about["preprocessing"])
@@ -103,9 +103,7 @@ def _write(
             out, image, grid=grid, source=measurement, parameters=about
         )
         return
-    text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
-    arrays = {"image": image, "pixel_size": np.asarray(grid.pitch)}
-    _files.save_npz(out, {**arrays, "about": np.array(text)})
+    save_npz(out, {"image": image, "pixel_size": np.asarray(grid.pitch)}, about)
 
 
 def _draw(picture: Path, image: np.ndarray, grid: scanner.Grid, tracers: int) -> None:
