@@ -217,5 +217,5 @@ def _numbers(
         "factor": factor,
         "scaled_nrmse": scaled["nrmse"],
         "scaled_psnr": scaled["psnr"],
-        "mask_dice": float(2 * np.sum(mask & tracer) / (np.sum(mask) + np.sum(tracer))),
+        "mask_dice": float(metrics.dice(mask, tracer)),
     }

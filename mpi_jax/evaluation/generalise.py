@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,12 +66,12 @@ from mpi_jax.evaluation.cases import (
     test_images,
     with_all_families,
 )
-from mpi_jax.evaluation.lines import method_info
+from mpi_jax.evaluation.lines import device, method_info
 from mpi_jax.evaluation.table import check_num, choose
-from mpi_jax.methods.networks import Network, of_runs, weights_file
+from mpi_jax.methods.networks import Network, of_workdir, weights_file
 from mpi_jax.noise import add_noise
 from mpi_jax.reconstruct import spectral
-from mpi_jax.runs import has_weights, read_config
+from mpi_jax.runs import read_config
 
 # --- Measuring
 
@@ -156,7 +155,9 @@ def _about(case: Case, name: str, row: dict[str, methods.Ready]) -> dict[str, An
         "shows": case.shows,
         "paired": case.paired,
         "against": case.against,
-        "settings": {method: ready.told for method, ready in row.items()},
+        "settings": {
+            method: parts.Chosen.of(ready).all_settings for method, ready in row.items()
+        },
         "at_edge": {method: ready.at_edge for method, ready in row.items()},
     }
 
@@ -252,7 +253,7 @@ def _networks(
                 f"--runs {folder}: expected a run with the scanner of the first, "
                 f"{config.scanner}, got {run_config.scanner}"
             )
-    return of_runs([*([workdir] if has_weights(workdir) else []), *runs])
+    return of_workdir(workdir, runs)
 
 
 def _context(
@@ -277,14 +278,11 @@ def _context(
     def fixed_settings(method: methods.Method) -> dict[str, Any] | None:
         return {"largest": math.inf} if method.kind == "learned" else None
 
-    share = kept.share(tunings)
-    for done, name in enumerate(share):
-        tell("tune", done, len(share), {})
+    def tuned(name: str) -> methods.Ready:
         method = tunings[name]
-        ready = methods.ready(problem, method, examples, fixed_settings(method))
-        parts.write_chosen(kept, name, ready)
-    if share:
-        tell("tune", len(share), len(share), {})
+        return methods.ready(problem, method, examples, fixed_settings(method))
+
+    parts.tune(kept, tunings, tuned, tell)
     cluster.barrier()
     prepared = {}
     for name, method in tunings.items():
@@ -436,7 +434,6 @@ def _table(
 
 
 def _write(folder, config, measured, rows, methods, num) -> None:
-    device = jax.local_devices()[0]
     lacking = "families" not in measured or json.loads(
         str(measured["families"]["about"])
     )
@@ -466,6 +463,6 @@ def _write(folder, config, measured, rows, methods, num) -> None:
         grid=(config.scanner.pixels, config.scanner.pixels),
         model=config.scanner.model,
         bootstrap=f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
-        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        device=device(),
         notes=() if lacking else (note,),
     ).write(folder / "table.json")

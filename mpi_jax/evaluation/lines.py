@@ -85,7 +85,7 @@ def _line(
 ) -> results.Line:
     """A line of values and the ends of their intervals. about: snr_db, family, num."""
 
-    def told(metric: str) -> results.Statistics:
+    def statistics(metric: str) -> results.Statistics:
         low, high = ends[metric]
         return results.Statistics(**metrics.summary(values[metric]), low=low, high=high)
 
@@ -93,21 +93,21 @@ def _line(
     return results.Line(
         **dataclasses.asdict(method_info(row.method)),
         **about,
-        settings=row.chosen.told,
+        settings=row.chosen.all_settings,
         at_edge=row.chosen.at_edge,
         segmentation=_segmentation(network),
         network=_network_of(network),
-        mse=told("mse"),
-        rmse=told("rmse"),
-        nrmse=told("nrmse"),
-        psnr=told("psnr"),
-        ssim=told("ssim"),
-        foreground_ssim=told("foreground_ssim"),
-        dice=told("dice"),
-        iou=told("iou"),
-        dice_thresholded=told("dice_thresholded"),
-        iou_thresholded=told("iou_thresholded"),
-        residual=told("residual"),
+        mse=statistics("mse"),
+        rmse=statistics("rmse"),
+        nrmse=statistics("nrmse"),
+        psnr=statistics("psnr"),
+        ssim=statistics("ssim"),
+        foreground_ssim=statistics("foreground_ssim"),
+        dice=statistics("dice"),
+        iou=statistics("iou"),
+        dice_thresholded=statistics("dice_thresholded"),
+        iou_thresholded=statistics("iou_thresholded"),
+        residual=statistics("residual"),
         amount=results.Amounts(**amounts),
         pooled_psnr=metrics.pooled_psnr(values["mse"], 1.0),
         seconds_per_image=row.seconds,
@@ -122,6 +122,11 @@ def method_info(method: methods.Method) -> results.MethodInfo:
         kind=method.kind,
         physics=method.physics,
     )
+
+
+def device() -> str:
+    """What all was measured on, in words."""
+    return f"{jax.local_devices()[0].device_kind}, {os.cpu_count()} CPU cores"
 
 
 def _segmentation(network: Network | None) -> Literal["predicted", "thresholded"]:
@@ -178,7 +183,6 @@ def write(
 
 
 def _info(config: Config, num: int, main: float, began: float) -> results.Info:
-    device = jax.local_devices()[0]
     ny, nx = data.make_scanner(config).grid.shape
     return results.Info(
         num=num,
@@ -188,7 +192,7 @@ def _info(config: Config, num: int, main: float, began: float) -> results.Info:
         model=config.calibration.path or config.scanner.model,
         seed=config.seed,
         seconds=round(time.monotonic() - began, 1),
-        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        device=device(),
         ssim="Gaussian 11x11, sigma 1.5, range 1",
         intervals=f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
         f"NumPy seed {bootstrap.SEED}",

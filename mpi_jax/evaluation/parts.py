@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,35 @@ class Chosen:
     threshold: float
     at_edge: tuple[str, ...]
 
+    @classmethod
+    def of(cls, ready: methods.Ready) -> Chosen:
+        return cls(ready.settings, ready.threshold, ready.at_edge)
+
     @property
-    def told(self) -> dict[str, Setting]:
-        """Settings for a table."""
+    def all_settings(self) -> dict[str, Setting]:
+        """With the threshold, for a table."""
         return {**self.settings, "threshold": self.threshold}
+
+
+def tune(
+    parts: Parts,
+    tunings: Collection[str],
+    ready: Callable[[str], methods.Ready],
+    tell: _progress.Tell,
+) -> None:
+    """This process's share of some tunings: a part each, of what `ready` chooses."""
+    share = parts.share(tunings)
+    for done, name in enumerate(share):
+        tell("tune", done, len(share), {})
+        write_chosen(parts, name, ready(name))
+    if share:
+        tell("tune", len(share), len(share), {})
 
 
 def write_chosen(parts: Parts, name: str, ready: methods.Ready) -> None:
     """A part with what was chosen for a method."""
-    chosen = Chosen(ready.settings, ready.threshold, ready.at_edge)
-    parts.write(name, {"chosen": np.array(json.dumps(to_json(chosen)))})
+    text = json.dumps(to_json(Chosen.of(ready)))
+    parts.write(name, {"chosen": np.array(text)})
 
 
 def read_chosen(parts: Parts, name: str) -> Chosen:

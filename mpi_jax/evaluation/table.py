@@ -17,6 +17,7 @@ Several processes share the work (`parts`), and a call that was cut off is gone 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ from mpi_jax import (
 from mpi_jax.configs import Config
 from mpi_jax.evaluation import parts
 from mpi_jax.evaluation.lines import Measured, lines_of, write
-from mpi_jax.methods.networks import Network, check_same, of_runs, weights_file
-from mpi_jax.runs import has_weights, read_config
+from mpi_jax.methods.networks import Network, check_same, of_workdir, weights_file
+from mpi_jax.runs import read_config
 
 # What is evaluated unless methods are named: the others take their time, or are controls.
 USUAL = ("xspace", "kaczmarz", "tikhonov", "nonnegative", "tv")
@@ -125,8 +126,7 @@ def _networks(
     """The network of the work folder, where it has weights, and those of further runs."""
     for folder in runs:
         check_same(workdir, config, folder, read_config(folder))
-    this_run = [workdir] if has_weights(workdir) else []
-    return of_runs([*this_run, *runs])
+    return of_workdir(workdir, runs)
 
 
 def choose(
@@ -267,18 +267,17 @@ class _Work:
 
     def tune(self) -> None:
         """Settings that serve the validation images best."""
-        share = self.kept.share(self.plan.tunings)
-        drawn: dict[float, data.Examples] = {}
-        for done, name in enumerate(share):
-            self.tell("tune", done, len(share), {})
+        count = self.config.validation_images
+
+        @functools.lru_cache(1)
+        def drawn(level: float) -> data.Examples:
+            return self._examples("validation", count, level)
+
+        def tuned(name: str) -> methods.Ready:
             level, method = self.plan.tunings[name]
-            if level not in drawn:
-                count = self.config.validation_images
-                drawn = {level: self._examples("validation", count, level)}
-            ready = methods.ready(self.problem, method, drawn[level])
-            parts.write_chosen(self.kept, name, ready)
-        if share:
-            self.tell("tune", len(share), len(share), {})
+            return methods.ready(self.problem, method, drawn(level))
+
+        parts.tune(self.kept, self.plan.tunings, tuned, self.tell)
 
     def measure(self) -> None:
         """All methods on the same chunks of test images."""

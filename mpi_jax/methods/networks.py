@@ -19,7 +19,7 @@ from mpi_jax import configs, data, phantoms, pretrained, train
 from mpi_jax.configs import Config
 from mpi_jax.methods.problem import Problem, Reconstruction, Solve
 from mpi_jax.methods.table import METHODS, Method
-from mpi_jax.runs import WEIGHTS
+from mpi_jax.runs import WEIGHTS, has_weights
 
 
 def weights_file(place: Path) -> Path:
@@ -144,6 +144,12 @@ def of_runs(
             names, labels, abouts, loaded, strict=True
         )
     }
+
+
+def of_workdir(workdir: Path, further: Sequence[Path]) -> dict[str, Network]:
+    """The network of a work folder, where it has weights, and those of further runs."""
+    this_run = [workdir] if has_weights(workdir) else []
+    return of_runs([*this_run, *further])
 
 
 def _at(config: Config, calibration: Path | None) -> Config:

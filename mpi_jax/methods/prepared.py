@@ -27,11 +27,6 @@ class Ready:
     threshold: float
     at_edge: tuple[str, ...] = ()
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """Settings for a table."""
-        return {**self.settings, "threshold": self.threshold}
-
     def mask(self, reconstruction: Reconstruction):
         """The masks of images: a network's own, or what is above the threshold."""
         if reconstruction.mask_logit is not None:
