@@ -34,8 +34,7 @@ def product_forward(x, kernel):
 def product_backward(residuals, slope):
     x, kernel = residuals
     left, right = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
-    rows = len(left)
-    size = max(n for n in range(1, min(ROWS, rows) + 1) if rows % n == 0)
+    size = _largest_divisor(len(left), ROWS)
     if size > ROWS // 8:
         left, right = (a.reshape(-1, size, a.shape[-1]) for a in (left, right))
         to_kernel = _times(left.mT, right).sum(0)
@@ -176,11 +175,14 @@ def attend_backward(residuals, slope):
 attend_in_chunks.defvjp(attend_forward, attend_backward)
 
 
+def _largest_divisor(number, most):
+    return max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+
+
 def _chunks(*arrays):
     """[N, heads, T, ...] as [chunks, N / chunks, heads, T, ...], see CHUNK."""
     number, heads, tokens = arrays[0].shape[:3]
-    most = max(CHUNK // (heads * tokens**2), 1)
-    size = max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+    size = _largest_divisor(number, max(CHUNK // (heads * tokens**2), 1))
     return tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays)
 
 
