@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -101,12 +100,11 @@ class Training:
         self.config, self.forward = config, forward
 
     def _batches(self, count: int) -> Iterator[tuple[np.ndarray, Array]]:
-        # The noise of the run's own training.
-        noise, _, _ = jax.random.split(jax.random.key(self.config.seed), 3)
+        noise, _ = data.training_keys(self.config.seed)  # the run's own
         size, snr = self.config.data.batch_size, self.config.data.snr_db
         for start in range(0, count, size):
             examples = data.draw(self.forward, "train", start, size, snr, noise)
-            signals = _signals(self.forward, examples.voltage)
+            signals = data.scaled(self.forward, examples.voltage)
             yield np.asarray(signals), examples.image
 
     @cached_property
@@ -137,11 +135,6 @@ class Training:
         return np.mean(parts, axis=0)
 
 
-def _signals(forward: data.ForwardModel, u: Array) -> Array:
-    """Voltages as the networks get them, [B, M]."""
-    return (u / forward.scale[None]).reshape(len(u), -1)
-
-
 def _training_of(problem: Problem, method: str) -> tuple[data.ForwardModel, Training]:
     if problem.forward is None or problem.training is None:
         raise ValueError(
@@ -168,7 +161,7 @@ def nearest_solver(problem: Problem) -> Solve:
     forward, training = _training_of(problem, "nearest")
     training_signals, images = (jnp.asarray(a) for a in training.examples)
     return lambda u: Reconstruction(
-        nearest(training_signals, images, _signals(forward, u))
+        nearest(training_signals, images, data.scaled(forward, u))
     )
 
 
@@ -176,7 +169,7 @@ def ridge_solver(problem: Problem, *, lam: float) -> Solve:
     """The linear map of least squares over training examples; lam as in `ridge`."""
     forward, training = _training_of(problem, "ridge")
     linear = jnp.asarray(ridge(*training.moments, lam), jnp.float32)
-    return lambda u: Reconstruction(problem.images(_signals(forward, u) @ linear))
+    return lambda u: Reconstruction(problem.images(data.scaled(forward, u) @ linear))
 
 
 def xspace_max_solver(problem: Problem, *, width: float | None) -> Solve:

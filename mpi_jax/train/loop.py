@@ -41,7 +41,6 @@ from mpi_jax.pretrained import load_weights
 from mpi_jax.train import checkpoint
 from mpi_jax.train.networks import Networks, check_signal, make_networks
 from mpi_jax.train.step import (
-    Batch,
     TrainState,
     data_parallel,
     init_state,
@@ -50,6 +49,7 @@ from mpi_jax.train.step import (
     replicate,
     train_step,
     with_weights,
+    zeros,
 )
 from mpi_jax.train.validation import make_validation
 
@@ -265,7 +265,7 @@ def _program(
 ) -> tuple[Step, TrainState]:
     """The compiled step, (state, steps done) -> (state, metrics), and a fresh state."""
     tx = make_optimisers(config.optimiser, config.steps)
-    noise, _, steps_key = jax.random.split(jax.random.key(config.seed), 3)
+    noise, steps_key = data.training_keys(config.seed)
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
     # snr is an argument, as all numbers that aren't shapes: one program for all of them.
@@ -287,18 +287,13 @@ def _program(
             (0, data.pictures(0, 0, each, forward.scanner.grid)), snr, noise, forward
         )
     )
-    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
+    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, zeros(shapes))
     compiled, everywhere = data_parallel(step, replicated=2), replicate(forward)
 
     def of(state: TrainState, done: int):
         return compiled(state, shards(done), (noise, steps_key), snr, everywhere)
 
     return of, state
-
-
-def _zeros(shapes: Batch) -> Batch:
-    """Zeros of the given shapes and dtypes."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _drain(pending: collections.deque, workdir: Path) -> dict[str, float]:

@@ -291,10 +291,17 @@ def _slope(
         return jax.tree.map(lambda t, m: t + m / parts, total, means), each
 
     shapes, _ = jax.eval_shape(of, batch, *images)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    means, each = jax.lax.scan(add, zeros, cut((alone, coefficients, *images)))
+    means, each = jax.lax.scan(add, zeros(shapes), cut((alone, coefficients, *images)))
     each = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), each)
     return *means, each
+
+
+Tree = TypeVar("Tree")
+
+
+def zeros(shapes: Tree) -> Tree:
+    """Zeros of the shapes and dtypes that jax.eval_shape gives."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _check_batch(batch: Batch) -> None:
@@ -353,9 +360,6 @@ def data_parallel(
         return compiled(state, shares, key, *others)
 
     return run
-
-
-Tree = TypeVar("Tree")
 
 
 def replicate(tree: Tree, *, by: str = PARALLEL) -> Tree:
