@@ -35,6 +35,7 @@ from mpi_jax.mdf.schema import (
     need_calibration,
     need_measurement,
     new_uuid,
+    stored_axes,
     stored_shape,
     time_now,
 )
@@ -259,8 +260,6 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     if first is None:
         raise ValueError("data: expected an array or pieces of one, got nothing")
     frames, rest = _layout(header, True)
-    axes = "K" if m.is_fourier_transformed else "V"
-    axes = f"JC{axes}N" if m.is_fast_frame_axis else f"NJC{axes}"
     stored: tuple[int, ...] = (frames, *rest)
     if m.is_fast_frame_axis:
         stored = (*rest, frames)
@@ -270,7 +269,7 @@ def _write(path, header, data, shape, place, source, coefficients=None):
         indices = (*rest, coefficients)
     described = DataInfo(
         dataset="/measurement/data",
-        axes=axes,
+        axes=stored_axes(m),
         shape=stored,
         dtype=first.dtype,
         indices_shape=indices,
