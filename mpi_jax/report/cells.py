@@ -141,6 +141,12 @@ def name_cell(line: Tuned) -> str:
     return f"{line.label} {EDGE}" if line.at_edge else line.label
 
 
+def full_label(method: MethodInfo) -> str:
+    """A method's label, of a network with what it is given."""
+    given = f" ({method.group})" if method.kind == "learned" else ""
+    return method.label + given
+
+
 def edge_notes(lines: Iterable[Tuned]) -> tuple[str, ...]:
     """What the mark means, in one note; none where nothing is marked."""
     words = [

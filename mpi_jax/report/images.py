@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -134,6 +134,13 @@ def new_canvas(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, canvas
 
 
+def quiet(axes: "Axes", axis: Literal["x", "both"] = "both") -> None:
+    """Small ticks, a pale grid, no box: the data come first."""
+    axes.tick_params(axis=axis, labelsize=8)
+    axes.grid(axis=axis, alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def panel(canvas: "Axes", image: np.ndarray, box: Box, **scale: Any) -> "AxesImage":
     """An image in a box of the canvas."""
     x, y, width, height = box
@@ -175,6 +182,12 @@ def write_on(canvas: "Axes", x: float, y: float, text: str, va: str = "top") -> 
 
     rim = [withStroke(linewidth=1.8, foreground="black")]
     canvas.text(x, y, text, color="white", fontsize=8, va=va, path_effects=rim)
+
+
+def write_psnr(canvas: "Axes", box: Box, error: np.ndarray) -> None:
+    """The PSNR at peak 1 of an image with this error, in a box of the canvas."""
+    psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
+    write_on(canvas, box[0] + 0.05, box[1] + 0.05, f"{psnr:.1f} dB")
 
 
 def colour_bar(
@@ -281,8 +294,7 @@ def example_figure(examples: Examples, methods: Iterable[MethodInfo] = ()) -> "F
             outline(canvas, examples.masks[method][e], box, MASK_COLOUR)
             error = errors[method][e]
             error_picture = panel(canvas, error, error_box, **heat)
-            psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
-            write_on(canvas, error_box[0] + 0.05, error_box[1] + 0.05, f"{psnr:.1f} dB")
+            write_psnr(canvas, error_box, error)
     width_mm = 1e3 * examples.pixel_size[0] * truth.shape[-1]
     scale_bar(canvas, (left, head, size, height), width_mm)
     long = (2 * height if tall else height) - 0.1

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpi_jax._files import write_atomically
-from mpi_jax.report.cells import edge_notes, given_notes, markdown, name_cell
+from mpi_jax.report.cells import (
+    edge_notes,
+    full_label,
+    given_notes,
+    markdown,
+    name_cell,
+)
 from mpi_jax.report.images import (
     MASK_COLOUR,
     TRUTH_COLOUR,
@@ -113,10 +119,7 @@ def _figure(measured: Figure3Images, lines: list[Figure3Line]) -> "Figure":
     step = 2 * height + gap + 0.14
     bar = left + (1 + len(methods)) * (size + gap) + 0.06
     figure, canvas = new_canvas(bar + 0.8, head + len(phantoms) * step)
-    labels = [
-        f"{m.label} ({m.group})" if m.kind == "learned" else m.label for m in methods
-    ]
-    for column, label in enumerate(["Ground truth", *labels]):
+    for column, label in enumerate(["Ground truth", *map(full_label, methods)]):
         x = left + column * (size + gap) + size / 2
         text = textwrap.fill(label, 18, break_long_words=False)
         canvas.text(x, head - 0.07, text, ha="center", va="bottom", fontsize=8.5)
