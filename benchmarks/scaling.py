@@ -61,9 +61,9 @@ def measure(name: str, scaling: str, batch: int, repeat: int) -> dict | None:
             return train.make_batch(forward, examples, start)
 
         def step(state, shard, key, forward):
-            made = batch_of(shard, key, forward)
+            train_batch = batch_of(shard, key, forward)
             return train.train_step(
-                state, made, key, model=model, tx=tx, axis_name="data"
+                state, train_batch, key, model=model, tx=tx, axis_name="data"
             )
 
         def reduce(trees, _, key, forward):
@@ -71,8 +71,8 @@ def measure(name: str, scaling: str, batch: int, repeat: int) -> dict | None:
 
         @jax.jit
         def init(key, shard):
-            made = batch_of(jax.tree.map(lambda a: a[0], shard), key, forward)
-            return train.init_state(key, made, model=model, tx=tx)
+            train_batch = batch_of(jax.tree.map(lambda a: a[0], shard), key, forward)
+            return train.init_state(key, train_batch, model=model, tx=tx)
 
         state = init(jax.random.key(0, impl="unsafe_rbg"), shard)
         gradients = jax.tree.map(jnp.zeros_like, (state.generator, state.discriminator))
@@ -135,10 +135,12 @@ def start(processes: int, devices: int, words: list[str]) -> dict:
     )
     command = [sys.executable, __file__, "--measure", *words]
     local = [str(ROOT / "launch" / "local.sh"), str(processes), "--", *command]
-    done = subprocess.run(local, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(
+        local, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    if completed.returncode:
+        sys.exit(completed.returncode)
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def main() -> None:

@@ -102,10 +102,10 @@ def medians(peers: dict, repeat: dict) -> dict[str, float]:
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def tell(case: str, found: dict, ours: str, error: float) -> None:
-    line = {"case": case, "seconds": {n: round(v, 4) for n, v in found.items()}}
+def tell(case: str, seconds: dict, ours: str, error: float) -> None:
+    line = {"case": case, "seconds": {n: round(v, 4) for n, v in seconds.items()}}
     line["times faster than"] = {
-        n: round(v / found[ours], 2) for n, v in found.items() if n != ours
+        n: round(v / seconds[ours], 2) for n, v in seconds.items() if n != ours
     }
     line |= {"relative difference": error, "jax": jax.__version__}
     line["device"] = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
@@ -170,8 +170,8 @@ def main() -> None:
         error = relative(matrix, next(iter(numpy.values()))(s))
         peers = {"mpi_jax": lambda model=model: system_matrix.simulate(s, model)}
         peers |= {name: partial(peer, s) for name, peer in numpy.items()}
-        found = medians(peers, dict.fromkeys(peers, 5))
-        tell(f"system matrix 3264 x 16384, {model}, float32", found, "mpi_jax", error)
+        seconds = medians(peers, dict.fromkeys(peers, 5))
+        tell(f"system matrix 3264 x 16384, {model}, float32", seconds, "mpi_jax", error)
 
     images = np.random.default_rng(0).random((64, 128, 128), np.float32)
     flat = jnp.asarray(images.reshape(64, -1).T)
@@ -187,11 +187,13 @@ def main() -> None:
     }
     u = np.asarray(system_matrix.forward(matrix, images))
     error = relative(u[0], numpy_mpirf(s, host_flat[:, 0]))
-    found = medians(peers, dict.fromkeys(peers, 5))
-    found["formula in NumPy, 64 times one"] = 64 * found.pop(
+    seconds = medians(peers, dict.fromkeys(peers, 5))
+    seconds["formula in NumPy, 64 times one"] = 64 * seconds.pop(
         "formula in NumPy, 1 of 64"
     )
-    tell("voltages of 64 phantoms from a cached matrix, mpirf", found, "mpi_jax", error)
+    tell(
+        "voltages of 64 phantoms from a cached matrix, mpirf", seconds, "mpi_jax", error
+    )
 
 
 if __name__ == "__main__":

@@ -69,15 +69,15 @@ def noise_weight(p, factor, rho, iterations):
 def scores(solve, examples):
     """PSNR [dB] of each image, the images, and seconds per image of each batch."""
     jax.block_until_ready(solve(examples[0].voltage))  # compiles
-    found, images, seconds = [], [], []
-    for made in examples:
+    psnr, images, seconds = [], [], []
+    for batch in examples:
         start = time.perf_counter()
-        image = jax.block_until_ready(solve(made.voltage))
+        image = jax.block_until_ready(solve(batch.voltage))
         seconds.append((time.perf_counter() - start) / len(image))
         image = jnp.clip(image, 0, 1)
-        found.append(np.asarray(metrics.psnr(image, made.image, 1.0)))
+        psnr.append(np.asarray(metrics.psnr(image, batch.image, 1.0)))
         images.append(np.asarray(image))
-    return np.concatenate(found), np.concatenate(images), seconds
+    return np.concatenate(psnr), np.concatenate(images), seconds
 
 
 def best(make, name, values, examples):
@@ -99,7 +99,7 @@ def main():
 
     config = configs.get(args.config)
     forward = data.build(config)
-    known = problem.problem(config, forward)
+    scanner_problem = problem.problem(config, forward)
     size, snr = config.data.batch_size, config.data.test_snr_db
 
     def draw(split, count):
@@ -114,21 +114,21 @@ def main():
     test = [join(test[i : i + 5]) for i in range(0, len(test), 5)]
     methods = {}
     for name in ("tikhonov", "nonnegative"):
-        settings, _ = tuning.tune(known, name, joined)
-        methods[name] = classical.CLASSICAL[name](known, **settings), settings
+        settings, _ = tuning.tune(scanner_problem, name, joined)
+        methods[name] = classical.CLASSICAL[name](scanner_problem, **settings), settings
     for name, make, knob, values in (
         ("total_variation", fixed_weight, "lam_tv", LAMS_TV),
         ("total_variation_noise", noise_weight, "factor", FACTORS),
     ):
 
         def prepared(make=make, **settings):
-            return make(known, **settings)
+            return make(scanner_problem, **settings)
 
         settings = best(prepared, knob, values, validation)
         methods[name] = prepared(**settings), settings
 
-    family = np.concatenate([made.family for made in test])
-    saved = {"truth": np.concatenate([made.image for made in test]), "family": family}
+    family = np.concatenate([batch.family for batch in test])
+    saved = {"truth": np.concatenate([batch.image for batch in test]), "family": family}
     reference = None
     for name, (solve, settings) in methods.items():
         values, saved[name], seconds = scores(solve, test)

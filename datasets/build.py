@@ -86,12 +86,12 @@ def _builder(make, names, options, **kwargs):
             f"--config: expected one of {', '.join(names)}; got {options.config!r}"
         )
     options.data_dir.mkdir(parents=True, exist_ok=True)
-    made = make(config=options.config, data_dir=str(options.data_dir), **kwargs)
+    dataset = make(config=options.config, data_dir=str(options.data_dir), **kwargs)
     # What a killed build left behind.
-    folder = Path(made.data_dir)
-    for left in folder.parent.glob(f"{folder.name}.incomplete*"):
-        shutil.rmtree(left)
-    return made, folder
+    folder = Path(dataset.data_dir)
+    for leftover in folder.parent.glob(f"{folder.name}.incomplete*"):
+        shutil.rmtree(leftover)
+    return dataset, folder
 
 
 def _build_phantoms(options) -> Path:
@@ -100,26 +100,30 @@ def _build_phantoms(options) -> Path:
 
     if options.workers < 1:
         raise ValueError(f"--workers: expected a number >= 1, got {options.workers}")
-    made, folder = _builder(builder.MpiPhantoms, builder.VARIANTS, options)
-    variant, total = made.variant, made.variant.train + made.variant.test
+    dataset, folder = _builder(builder.MpiPhantoms, builder.VARIANTS, options)
+    variant, total = dataset.variant, dataset.variant.train + dataset.variant.test
     if not folder.exists():
-        phantom_parts.prepare(variant, made.parts)
-        left = sum(count for *_, count in phantom_parts.missing(variant, made.parts))
+        phantom_parts.prepare(variant, dataset.parts)
+        remaining = sum(
+            count for *_, count in phantom_parts.missing(variant, dataset.parts)
+        )
         began = time.monotonic()
-        with _bar("drawn", total, total - left) as bar:
-            for _, _, count in phantom_parts.draw(variant, made.parts, options.workers):
+        with _bar("drawn", total, total - remaining) as bar:
+            for _, _, count in phantom_parts.draw(
+                variant, dataset.parts, options.workers
+            ):
                 bar.update(count)
         drawn = time.monotonic() - began
         with contextlib.redirect_stdout(sys.stderr):
-            made.download_and_prepare()
+            dataset.download_and_prepare()
         seconds = time.monotonic() - began
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(
-            f"{left} of {total} images drawn in {drawn:.1f} s, files written in "
-            f"{seconds - drawn:.1f} s: {left / seconds:.0f} images/s, {size / 1e6:.1f} MB",
+            f"{remaining} of {total} images drawn in {drawn:.1f} s, files written in "
+            f"{seconds - drawn:.1f} s: {remaining / seconds:.0f} images/s, {size / 1e6:.1f} MB",
             file=sys.stderr,
         )
-    shutil.rmtree(made.parts, ignore_errors=True)
+    shutil.rmtree(dataset.parts, ignore_errors=True)
     if options.check:
         for words, count in builder.shared_images(folder).items():
             print(f"{words}: {count}")
@@ -130,7 +134,7 @@ def _build_open_mpi(options) -> Path:
     import open_mpi_dataset_builder as builder
     import tensorflow_datasets as tfds
 
-    made, folder = _builder(builder.OpenMpi, builder.CONFIGS, options)
+    dataset, folder = _builder(builder.OpenMpi, builder.CONFIGS, options)
     if not folder.exists():
         if options.source is None or not options.source.is_dir():
             raise ValueError(
@@ -139,7 +143,7 @@ def _build_open_mpi(options) -> Path:
             )
         manual = tfds.download.DownloadConfig(manual_dir=str(options.source.resolve()))
         with contextlib.redirect_stdout(sys.stderr):
-            made.download_and_prepare(download_config=manual)
+            dataset.download_and_prepare(download_config=manual)
     return folder
 
 

@@ -123,10 +123,10 @@ def run(args):
     """The record for the JSON file and the arrays for the figure."""
     moves = [(0.0, 0.0), (args.move, 0.0), (0.0, args.move)]
     settings = {"pixels": args.pixels, "positions": moves, "prior": args.prior}
-    fine = build(1.0, args.finer * args.pixels, (0.0, 0.0)).grid
-    coarse = build(1.0, args.pixels, (0.0, 0.0)).grid
-    images = draw(args.phantoms, fine, args.seed, args.family)
-    truth = coarse.average(images)
+    fine_grid = build(1.0, args.finer * args.pixels, (0.0, 0.0)).grid
+    coarse_grid = build(1.0, args.pixels, (0.0, 0.0)).grid
+    images = draw(args.phantoms, fine_grid, args.seed, args.family)
+    truth = coarse_grid.average(images)
     u = measure(images, args.scale, moves, args.finer)
     sigma = float(jnp.sqrt(jnp.mean(u**2))) * 10 ** (-args.snr / 20)
     u = u + sigma * np.random.default_rng(args.seed).normal(size=u.shape)
@@ -142,25 +142,27 @@ def run(args):
         costs.append(cost)
         print(f"phantom {k}: scale {path[-1]:.5f} +- {bars[-1]:.5f}", flush=True)
     paths, bars = np.stack(paths), np.stack(bars)
-    found = paths[:, -1]
+    fitted = paths[:, -1]
 
     def nrms(candidates):
         """Images with a scale for each phantom, and their errors."""
-        made = []
+        reconstructions = []
         for scale, one in zip(candidates, u, strict=True):
             S = matrix(scale, args.pixels, moves)
-            made.append(nonnegative(S, one[None], sigma, args.prior)[0])
-        made = jnp.stack(made).reshape(truth.shape)
-        return np.asarray(made), np.asarray(metrics.nrmse(made, truth))
+            reconstructions.append(nonnegative(S, one[None], sigma, args.prior)[0])
+        reconstructions = jnp.stack(reconstructions).reshape(truth.shape)
+        return np.asarray(reconstructions), np.asarray(
+            metrics.nrmse(reconstructions, truth)
+        )
 
-    shown = {}
+    by_scale = {}
     for name, scales in (
         ("nominal", np.full(args.phantoms, args.start)),
-        ("fitted", found),
+        ("fitted", fitted),
         ("true", np.full(args.phantoms, args.scale)),
     ):
-        shown[name] = nrms(scales)
-        print(f"{name} scale: NRMS error {shown[name][1].mean():.3f}", flush=True)
+        by_scale[name] = nrms(scales)
+        print(f"{name} scale: NRMS error {by_scale[name][1].mean():.3f}", flush=True)
 
     scales = np.linspace(args.scale - 0.1, args.scale + 0.1, args.profile)
     rows = u.shape[1] // len(moves)
@@ -177,18 +179,18 @@ def run(args):
         return np.asarray(jax.jit(lambda s: jax.lax.map(cost, s))(scales))
 
     profiles = {count: profile(count) for count in (1, len(moves))}
-    standardised = (found - args.scale) / bars
+    standardised = (fitted - args.scale) / bars
     record = {
         "true_scale": args.scale,
         "start": args.start,
-        "fitted_scale": found,
+        "fitted_scale": fitted,
         "error_bar": bars,
         "standardised_error": standardised,
-        "rms_scale_error": np.sqrt(np.mean((found - args.scale) ** 2)),
+        "rms_scale_error": np.sqrt(np.mean((fitted - args.scale) ** 2)),
         "last_step": np.max(np.abs(paths[:, -1] - paths[:, -2])),
         "cost_per_number": np.array(costs) / u.shape[1],
-        "image_nrms": {k: v[1] for k, v in shown.items()},
-        "image_nrms_mean": {k: v[1].mean() for k, v in shown.items()},
+        "image_nrms": {k: v[1] for k, v in by_scale.items()},
+        "image_nrms_mean": {k: v[1].mean() for k, v in by_scale.items()},
         "cost_range_one_position": profiles[1].max() / profiles[1].min(),
         "cost_range_all_positions": profiles[len(moves)].max()
         / profiles[len(moves)].min(),
@@ -201,7 +203,7 @@ def run(args):
         "bars": bars,
         "scale": args.scale,
         "truth": np.asarray(truth),
-        "shown": shown,
+        "by_scale": by_scale,
     }
     return record, arrays
 
@@ -214,7 +216,7 @@ def figure(arrays):
 
     canvas = pyplot.figure(figsize=(7.2, 5.0), layout="constrained")
     upper, lower = canvas.subfigures(2, 1, height_ratios=(1.3, 1))
-    profile, found, errors = upper.subplots(1, 3)
+    profile, fitted, errors = upper.subplots(1, 3)
     for count, values in arrays["profiles"].items():
         label = f"{count} position" + "s" * (count > 1)
         profile.semilogy(arrays["scales"], values, ".-", lw=0.8, label=label)
@@ -224,18 +226,18 @@ def figure(arrays):
     profile.legend(loc="upper right", fontsize="small", framealpha=1)
 
     last, number = arrays["paths"][:, -1], np.arange(len(arrays["paths"])) + 1
-    found.errorbar(
+    fitted.errorbar(
         number, 1e3 * (last - arrays["scale"]), 1e3 * arrays["bars"], fmt="o", ms=3
     )
-    found.axhline(0, color="k", ls="--", lw=0.8)
-    found.set(xlabel="phantom", ylabel="error of the scale (10⁻³)", xticks=number)
+    fitted.axhline(0, color="k", ls="--", lw=0.8)
+    fitted.set(xlabel="phantom", ylabel="error of the scale (10⁻³)", xticks=number)
 
-    shown = arrays["shown"]
-    for values in zip(*(v[1] for v in shown.values()), strict=True):
-        errors.plot(list(shown), values, "-", color="0.8", lw=0.8)
-    mean = [v[1].mean() for v in shown.values()]
-    spread = [v[1].std(ddof=1) / np.sqrt(len(v[1])) for v in shown.values()]
-    errors.errorbar(list(shown), mean, spread, fmt="ko", ms=4, capsize=3)
+    by_scale = arrays["by_scale"]
+    for values in zip(*(v[1] for v in by_scale.values()), strict=True):
+        errors.plot(list(by_scale), values, "-", color="0.8", lw=0.8)
+    mean = [v[1].mean() for v in by_scale.values()]
+    spread = [v[1].std(ddof=1) / np.sqrt(len(v[1])) for v in by_scale.values()]
+    errors.errorbar(list(by_scale), mean, spread, fmt="ko", ms=4, capsize=3)
     errors.set(
         xlabel="scale used", ylabel="NRMS error of the image (1)", ylim=(0, None)
     )
@@ -243,7 +245,7 @@ def figure(arrays):
 
     half = SIDE / 2 * 1e3
     panels = lower.subplots(1, 4, sharey=True)
-    images = {"truth": arrays["truth"][0]} | {k: v[0][0] for k, v in shown.items()}
+    images = {"truth": arrays["truth"][0]} | {k: v[0][0] for k, v in by_scale.items()}
     for axis, (name, image) in zip(panels, images.items(), strict=True):
         drawn = axis.imshow(
             image, vmin=0, vmax=1, cmap="gray", extent=(-half, half, -half, half)
@@ -251,7 +253,7 @@ def figure(arrays):
         axis.set(title=name if name == "truth" else f"{name} scale", xlabel="x (mm)")
     panels[0].set_ylabel("y (mm)")
     lower.colorbar(drawn, ax=panels, label="concentration (1)", shrink=0.8)
-    for letter, axis in zip("abcd", (profile, found, errors, panels[0]), strict=True):
+    for letter, axis in zip("abcd", (profile, fitted, errors, panels[0]), strict=True):
         axis.set_title(letter, loc="left", fontweight="bold")
     return canvas
 

@@ -124,8 +124,8 @@ def pairs(period, fast):
 def reconstruct(s, images, sigma, prior, seed):
     """Tikhonov images [N, ny, nx] of phantoms [N, ...] on a refined grid of s."""
     finer = images.shape[-1] // s.grid.shape[-1]
-    fine = dataclasses.replace(s, grid=s.grid.refined(finer))
-    u = physics.voltage(fine, images).reshape(len(images), -1) / finer**2
+    fine_scanner = dataclasses.replace(s, grid=s.grid.refined(finer))
+    u = physics.voltage(fine_scanner, images).reshape(len(images), -1) / finer**2
     u = u + sigma * np.random.default_rng(seed).normal(size=u.shape)
     basis = spectral.spectral_basis(matrix(s))
     lam = (sigma / (prior * float(basis.scale))) ** 2
@@ -139,8 +139,8 @@ def run(args):
     start = np.array(args.start)
     edges = GRADIENT * np.array(args.field_of_view) / 2
     first = build(start, dividers=lissajous, **grid)
-    fine = first.grid.refined(args.finer)
-    images = draw(args.phantoms, fine, args.seed, args.family)
+    fine_grid = first.grid.refined(args.finer)
+    images = draw(args.phantoms, fine_grid, args.seed, args.family)
     truth = first.grid.average(images)
     u = physics.voltage(first, truth)
     sigma = float(jnp.sqrt(jnp.mean(u**2))) * 10 ** (-args.snr / 20)
@@ -156,10 +156,13 @@ def run(args):
     surface = jax.jit(lambda a: jax.lax.map(lambda b: goal(jnp.log(b)), a))
     surface = np.asarray(surface(mesh)).reshape(len(y), len(x))
 
-    found = pairs(math.lcm(*lissajous), args.fast)
-    print(f"{len(found)} pairs of dividers", flush=True)
-    scan = [float(merit(jnp.log(best), dividers=p, **settings)) for p in found]
-    best_pair, worst_pair = found[np.argmin(scan)], found[np.argmax(scan)]
+    divider_pairs = pairs(math.lcm(*lissajous), args.fast)
+    print(f"{len(divider_pairs)} pairs of dividers", flush=True)
+    scan = [float(merit(jnp.log(best), dividers=p, **settings)) for p in divider_pairs]
+    best_pair, worst_pair = (
+        divider_pairs[np.argmin(scan)],
+        divider_pairs[np.argmax(scan)],
+    )
 
     designs = {
         "start": (start, lissajous),
@@ -174,10 +177,10 @@ def run(args):
     results, pictures, spread = {}, {}, {}
     for name, (amplitude, dividers) in designs.items():
         s = build(amplitude, dividers=dividers, **grid)
-        made = reconstruct(s, images, sigma, args.prior, args.seed + 1)
+        reconstructions = reconstruct(s, images, sigma, args.prior, args.seed + 1)
         again = reconstruct(s, drawn, sigma, args.prior, args.seed + 2)
         variances = posterior_variances(s, sigma, args.prior)
-        pictures[name] = np.asarray(made)
+        pictures[name] = np.asarray(reconstructions)
         spread[name] = np.sqrt(variances).reshape(grid["shape"])
         results[name] = {
             "amplitude": amplitude,
@@ -185,7 +188,7 @@ def run(args):
             "period_samples": s.samples,
             "posterior_variance": jnp.mean(variances),
             "prior_draws_mse": jnp.mean((again - drawn) ** 2),
-            "rmse": metrics.rmse(made, truth),
+            "rmse": metrics.rmse(reconstructions, truth),
         }
         print(f"{name}: RMS error {results[name]['rmse'].mean():.3f}", flush=True)
     base = results["start"]["rmse"]
@@ -200,7 +203,7 @@ def run(args):
             name: values
             for name, (_, values) in zip(("start", "edges"), tries, strict=True)
         },
-        "dividers": [[*p, v] for p, v in zip(found, scan, strict=True)],
+        "dividers": [[*p, v] for p, v in zip(divider_pairs, scan, strict=True)],
         "sigma": sigma,
     }
     arrays = {
@@ -209,7 +212,7 @@ def run(args):
         "x": x,
         "y": y,
         "surface": surface,
-        "pairs": found,
+        "pairs": divider_pairs,
         "scan": np.array(scan),
         "results": results,
         "pictures": pictures,
@@ -280,11 +283,11 @@ def figure(arrays):
     k = int(np.argmax(arrays["truth"].sum((1, 2))))  # the fullest phantom
     images = [arrays["truth"][k], *(p[k] for p in arrays["pictures"].values())]
     for axis, image in zip(panels[1], images, strict=True):
-        shown = axis.imshow(image, vmin=0, vmax=1, extent=extent, cmap="gray")
+        picture = axis.imshow(image, vmin=0, vmax=1, extent=extent, cmap="gray")
         axis.set_xlabel("x (mm)")
     panels[1, 0].set_title("truth", fontsize="medium")
     panels[1, 0].set_ylabel("y (mm)")
-    lower.colorbar(shown, ax=panels[1], label="c (1)")
+    lower.colorbar(picture, ax=panels[1], label="c (1)")
     marked = (surface, scan, errors, panels[0, 1], panels[1, 0])
     for letter, axis in zip("abcde", marked, strict=True):
         axis.set_title(letter, loc="left", fontweight="bold")

@@ -96,11 +96,11 @@ def levenberg_marquardt(residual, start, steps):
         new = theta - jnp.clip(jnp.linalg.solve(damped, J.T @ r), -1, 1)
         new_r, new_J = linearise(new)
         better = new_r @ new_r < r @ r
-        taken = [
+        accepted = [
             jnp.where(better, a, b) for a, b in ((new, theta), (new_r, r), (new_J, J))
         ]
         damping = jnp.where(better, damping / 10, damping * 10)
-        return (*taken, damping), jnp.linalg.norm(taken[1])
+        return (*accepted, damping), jnp.linalg.norm(accepted[1])
 
     first = (start, *linearise(start), jnp.asarray(1e-2))
     (theta, r, J, _), norms = jax.lax.scan(step, first, length=steps)

@@ -95,16 +95,16 @@ def read_json_lines(path: Path) -> tuple[list[tuple[str, dict[str, Json]]], list
     that can't be read, as where a process was killed while it wrote. Empty lines don't
     count. Raises FileNotFoundError.
     """
-    read: list[tuple[str, dict[str, Json]]] = []
+    objects: list[tuple[str, dict[str, Json]]] = []
     broken = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         where = f"{path}, line {number}"
         try:
             if line.strip():
-                read.append((where, _object(line, where)))
+                objects.append((where, _object(line, where)))
         except ValueError as error:
             broken.append(str(error))
-    return read, broken
+    return objects, broken
 
 
 def _object(text: bytes, where: str) -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""Small linear algebra that more than one solver needs: products, norms, cosine transforms."""
+"""Small linear algebra that more than one module needs: products, norms, transforms."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def dct(values: np.ndarray, kind: str, *, inverse: bool = False) -> np.ndarray:
     expect(kind in TRANSFORMS, "kind", f"one of {TRANSFORMS}", repr(kind))
     for axis, n in enumerate(values.shape[1:], 1):
         if n > 1:
-            matrix = _dct_matrix(kind, n)
+            matrix = dct_matrix(kind, n)
             matrix = matrix.T if inverse else matrix
             values = np.moveaxis(np.moveaxis(values, axis, -1) @ matrix.T, -1, axis)
     return values
 
 
-def _dct_matrix(kind, n):
+def dct_matrix(kind: str, n: int) -> np.ndarray:
+    """Orthonormal cosine transform [frequency, position] of n numbers."""
     i = np.arange(n)
     end = np.where(i == 0, np.sqrt(0.5), 1.0)
     if kind == "DCT-I":
@@ -34,6 +35,13 @@ def _dct_matrix(kind, n):
     second = np.sqrt(2 / n) * end[:, None]
     second = second * np.cos(np.pi * np.outer(i, 2 * i + 1) / (2 * n))
     return second if kind == "DCT-II" else second.T
+
+
+def two_sided(samples: int) -> np.ndarray:
+    """Which rfft bins of a period stand for two frequencies, [samples // 2 + 1]: all but
+    DC and, for an even number of samples, the last.
+    """
+    return np.arange(samples // 2 + 1) % (samples / 2) != 0
 
 
 def matmul(a, b):

@@ -23,6 +23,7 @@ from mpi_jax._checks import (
     concrete,
     expect,
 )
+from mpi_jax._linalg import two_sided
 from mpi_jax.physics import default_float, receive, signal, spectrum
 from mpi_jax.scanner import BOLTZMANN, Scanner
 
@@ -51,11 +52,8 @@ def band_noise(key, u, frequency_selection):
     if (selected := concrete(frequency_selection)) is not None:
         expect(selected.any(), "frequency_selection", "a selected frequency", "none")
     white = jnp.fft.rfft(jax.random.normal(key, u.shape, u.dtype))
-    # A bin stands for two frequencies, but those without an opposite one.
-    twice = np.full(frequency_selection.shape[-1], 2.0)
-    twice[0] = 1
-    twice[samples // 2 :] = 1 if samples % 2 == 0 else 2
-    share = jnp.sum(frequency_selection * twice[None]) / u.size
+    frequencies = 1.0 + two_sided(samples)  # that a bin stands for
+    share = jnp.sum(frequency_selection * frequencies[None]) / u.size
     return jnp.fft.irfft(jnp.where(frequency_selection, white, 0), samples) / jnp.sqrt(
         share
     )
@@ -170,9 +168,8 @@ def coloured_noise(
         f"{samples} samples",
         f"shape {density.shape}, {brief(density)}",
     )
-    # Bins without a mirror image count once, the others twice.
-    own = np.arange(samples // 2 + 1) % (samples / 2) != 0
-    power = np.sum(density * (1 + own)) / samples
+    frequencies = 1 + two_sided(samples)  # that a bin stands for
+    power = np.sum(density * frequencies) / samples
     gain = jnp.asarray(np.sqrt(density / power), u.dtype)
     white = jnp.fft.rfft(jax.random.normal(key, u.shape, u.dtype))
     gain = gain.reshape((1,) * (u.ndim - 1) + gain.shape)

@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from mpi_jax._checks import check_finite, check_signal, expect
-from mpi_jax._linalg import matmul
+from mpi_jax._linalg import matmul, two_sided
 from mpi_jax.scanner import MPIRFDriveField, Scanner, Tracer
 
 MODELS = ("tensor", "mpirf")
@@ -340,9 +340,8 @@ def receive(
     if scanner.receiver.transfer_function is not None:
         transfer = jnp.asarray(scanner.receiver.transfer_function, spectra.dtype)
         spectra = spectra * gain(transfer)
-    own = np.arange(count) % (samples / 2) != 0
-    own = gain(jnp.asarray(own, real))
-    return jax.lax.complex(spectra.real, spectra.imag * own)
+    has_phase = gain(jnp.asarray(two_sided(samples), real))
+    return jax.lax.complex(spectra.real, spectra.imag * has_phase)
 
 
 def pixel_spectra(

@@ -178,26 +178,21 @@ def prepare(
     workdir.mkdir(parents=True, exist_ok=True)
     if init is not None:
         write_atomically(workdir / INIT, Path(init).read_bytes())
-    device = jax.local_devices()[0]
     RunInfo(
         name=config.name,
         seed=config.seed,
-        version=mpi_jax.__version__,
-        commit=commit(),
-        python=platform.python_version(),
-        jax=jax.__version__,
-        platform=device.platform,
-        device=f"{jax.device_count()} x {device.device_kind}, "
-        f"{os.cpu_count()} CPU cores",
+        platform=jax.local_devices()[0].platform,
+        device=f"{_devices()}, {os.cpu_count()} CPU cores",
         init=None if init is None else _initial(init),
         config=settings,
+        **_versions(),
     ).write(path)
 
 
 def _check_same_run(workdir: Path, config: Config) -> None:
     before = read_config(workdir)
-    for name, there, here in _differences(_plain(before), _plain(config)):
-        differing = f"{name} is {there!r} there and {here!r} here"
+    for name, stored, requested in _differences(_plain(before), _plain(config)):
+        differing = f"{name} is {stored!r} there and {requested!r} here"
         if name == "steps" and config.steps > before.steps:
             if config.optimiser.schedule == "constant":
                 continue
@@ -213,19 +208,34 @@ def _initial(path: Path) -> InitialWeights:
 
 def add_start(workdir: Path, step: int, hosts: Sequence[str]) -> None:
     """One more start in config.json. hosts: the machine of every process."""
-    device = jax.local_devices()[0]
     start = Start(
         step=step,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=_now(),
         hosts=tuple(hosts),
-        devices=f"{jax.device_count()} x {device.device_kind}",
-        version=mpi_jax.__version__,
-        commit=commit(),
-        python=platform.python_version(),
-        jax=jax.__version__,
+        devices=_devices(),
+        **_versions(),
     )
     info = read_info(workdir)
     dataclasses.replace(info, starts=(*info.starts, start)).write(workdir / CONFIG)
+
+
+def _versions() -> dict[str, Any]:
+    """Fields of results.RunInfo and results.Start."""
+    return {
+        "version": mpi_jax.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _devices() -> str:
+    """Those of all processes, in words."""
+    return f"{jax.device_count()} x {jax.local_devices()[0].device_kind}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def sweep(workdir: Path) -> None:
@@ -270,8 +280,7 @@ def locked(workdir: Path) -> Iterator[str]:
         file.seek(0)
         died = file.read().strip()
         file.truncate(0)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
         file.flush()
         try:
             yield died
@@ -347,20 +356,20 @@ def commit() -> str:
     """Commit of the checkout that the package runs from, or that it was built from;
     "unknown" where neither is there to tell.
     """
-    here = Path(__file__).resolve().parent
-    if (here.parent / ".git").exists():
+    package = Path(__file__).resolve().parent
+    if (package.parent / ".git").exists():
         try:
-            said = subprocess.run(
+            git = subprocess.run(
                 ["git", "rev-parse", "--short", "HEAD"],
-                cwd=here,
+                cwd=package,
                 capture_output=True,
                 text=True,
                 timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return UNKNOWN
-        return said.stdout.strip() if said.returncode == 0 else UNKNOWN
+        return git.stdout.strip() if git.returncode == 0 else UNKNOWN
     try:
-        return (here / BUILT_FROM).read_text().strip() or UNKNOWN
+        return (package / BUILT_FROM).read_text().strip() or UNKNOWN
     except FileNotFoundError:
         return UNKNOWN

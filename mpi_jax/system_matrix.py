@@ -180,8 +180,8 @@ def row_energies(
     physics.check_simulation(scanner, model)
     stride = check_count("stride", stride)
     index = np.arange(scanner.grid.size).reshape(scanner.grid.shape)
-    taken = tuple(slice(min(stride, n) // 2, None, stride) for n in index.shape)
-    return _row_energies(scanner, index[taken].reshape(-1), model)
+    sampled = tuple(slice(min(stride, n) // 2, None, stride) for n in index.shape)
+    return _row_energies(scanner, index[sampled].reshape(-1), model)
 
 
 @partial(jax.jit, static_argnames="model")

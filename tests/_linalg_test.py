@@ -16,3 +16,11 @@ def test_cosine_transforms_are_scipys(kind):
     np.testing.assert_allclose(
         _linalg.dct(forth, name, inverse=True), values, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 8])
+def test_one_half_of_a_spectrum_holds_all_of_the_energy(samples):
+    """Parseval's identity, where bins that stand for two frequencies count twice."""
+    u = np.random.default_rng(0).normal(size=samples)
+    energy = np.abs(np.fft.rfft(u)) ** 2 * (1 + _linalg.two_sided(samples))
+    np.testing.assert_allclose(energy.sum() / samples, np.sum(u**2), rtol=1e-12)

@@ -65,16 +65,16 @@ def launch(words, processes=1, devices=1):
 
 def finish(processes):
     """Exit codes, and what was said last."""
-    said = [process.communicate()[1].splitlines() for process in processes]
-    return [p.returncode for p in processes], [lines[-1:] for lines in said]
+    outputs = [process.communicate()[1].splitlines() for process in processes]
+    return [p.returncode for p in processes], [lines[-1:] for lines in outputs]
 
 
 def undisturbed(words, layout=(1, 1)):
     """Run to the end; how long it took [s]."""
     began = time.monotonic()
-    codes, said = finish(launch(words, *layout))
+    codes, last_lines = finish(launch(words, *layout))
     if any(codes):
-        sys.exit(f"{' '.join(map(str, words))}: ended with {codes}: {said}")
+        sys.exit(f"{' '.join(map(str, words))}: ended with {codes}: {last_lines}")
     return time.monotonic() - began
 
 
@@ -89,18 +89,18 @@ class Disturbed:
     def run(self, most, longest):
         """Until the end, with at most so many kills; longest: of a start [s]."""
         while True:
-            here = self.progress()
-            self.begun.append(here)
+            progress = self.progress()
+            self.begun.append(progress)
             running = launch(self.words, *self.chance.choice(self.layouts))
-            if self.kills < most and self._kill(running, here, longest):
+            if self.kills < most and self._kill(running, progress, longest):
                 self.kills += 1
                 finish(running)
                 continue
-            codes, said = finish(running)
+            codes, last_lines = finish(running)
             if not any(codes):
                 return
             if set(codes) != {75}:
-                sys.exit(f"{' '.join(map(str, self.words))}: {codes}: {said}")
+                sys.exit(f"{' '.join(map(str, self.words))}: {codes}: {last_lines}")
 
     def _kill(self, running, before, longest):
         """Whether a signal was sent before the end."""
@@ -167,7 +167,7 @@ def trainings(options, devices, chance):
     for layout, folder in zip(layouts, ends, strict=True):
         longest = max(longest, undisturbed((*words, folder), layout))
     expected, *others = [(end / "weights.safetensors").read_bytes() for end in ends]
-    fine = all(report(stage="layouts", same=other == expected) for other in others)
+    passed = all(report(stage="layouts", same=other == expected) for other in others)
     kills, number = 0, 0
     while kills < options.kills:
         folder = top / f"killed_{number}"
@@ -177,7 +177,7 @@ def trainings(options, devices, chance):
         kills, number = kills + one.kills, number + 1
         starts = json.loads((folder / "config.json").read_text())["starts"]
         steps = [start["step"] for start in starts]
-        fine &= report(
+        passed &= report(
             stage="train",
             devices=devices,
             kills=one.kills,
@@ -185,9 +185,9 @@ def trainings(options, devices, chance):
             same=(folder / "weights.safetensors").read_bytes() == expected,
         )
         # A start may be killed before it is in the list.
-        whole = iter(one.begun)
-        fine &= all(step in whole for step in steps)
-    return fine
+        begun = iter(one.begun)
+        passed &= all(step in begun for step in steps)
+    return passed
 
 
 def evaluations(options, chance):
@@ -225,15 +225,15 @@ def main():
     parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    chance, fine = random.Random(options.seed), True
+    chance, passed = random.Random(options.seed), True
     if "train" in options.stages:
         for devices in options.devices:
-            fine &= trainings(options, devices, chance)
+            passed &= trainings(options, devices, chance)
     if "evaluate" in options.stages:
-        fine &= evaluations(options, chance)
+        passed &= evaluations(options, chance)
     if "build" in options.stages:
-        fine &= builds(options, chance)
-    sys.exit(not fine)
+        passed &= builds(options, chance)
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

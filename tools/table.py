@@ -19,9 +19,9 @@ from mpi_jax import configs
 
 def mpi_jax(*words):
     """Run the command line in a process of its own; ends this one where it fails."""
-    done = subprocess.run([sys.executable, "-m", "mpi_jax", *map(str, words)])
-    if done.returncode:
-        sys.exit(done.returncode)
+    completed = subprocess.run([sys.executable, "-m", "mpi_jax", *map(str, words)])
+    if completed.returncode:
+        sys.exit(completed.returncode)
 
 
 def main():

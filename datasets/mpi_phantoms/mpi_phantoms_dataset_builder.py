@@ -137,10 +137,10 @@ def shared_images(folder: str | Path) -> dict[str, int]:
     builder = tfds.builder_from_directory(folder)
     side = builder.info.features["image"].shape[0]
     window = max(1, side // 32)
-    seen = {"image": {}, "means": {}}
+    by_kind = {"image": {}, "means": {}}
     for split in ("train", "test"):
         source = builder.as_data_source(split)
-        digests = {kind: [] for kind in seen}
+        digests = {kind: [] for kind in by_kind}
         for start in range(0, len(source), 512):
             stop = min(start + 512, len(source))
             records = source.__getitems__(list(range(start, stop)))
@@ -152,12 +152,12 @@ def shared_images(folder: str | Path) -> dict[str, int]:
                     hashlib.blake2b(a.tobytes(), digest_size=12).digest()
                     for a in arrays
                 ]
-        for kind, found in digests.items():
-            seen[kind][split] = found
+        for kind, hashes in digests.items():
+            by_kind[kind][split] = hashes
     report = {}
-    for kind, splits in seen.items():
-        for split, found in splits.items():
-            report[f"{kind} twice in {split}"] = len(found) - len(set(found))
-        both = set(splits["train"]) & set(splits["test"])
-        report[f"{kind} in train and test"] = len(both)
+    for kind, splits in by_kind.items():
+        for split, hashes in splits.items():
+            report[f"{kind} twice in {split}"] = len(hashes) - len(set(hashes))
+        shared = set(splits["train"]) & set(splits["test"])
+        report[f"{kind} in train and test"] = len(shared)
     return report

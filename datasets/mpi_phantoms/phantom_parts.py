@@ -107,10 +107,10 @@ def draw_part(
     and signal [n, 2, 1632] float32 where the variant stores it.
     """
     starts = range(start, start + count, min(DRAWN, variant.part))
-    made = [_fields(variant, split, first) for first in starts]
+    batches = [_fields(variant, split, first) for first in starts]
     arrays = {
-        field: np.concatenate([part[field] for part in made])[:count]
-        for field in made[0]
+        field: np.concatenate([part[field] for part in batches])[:count]
+        for field in batches[0]
     }
     _whole(name(folder, split, start), lambda file: np.savez_compressed(file, **arrays))
 

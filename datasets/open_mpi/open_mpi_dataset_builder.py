@@ -128,8 +128,8 @@ class OpenMpi(tfds.core.GeneratorBasedBuilder):
             name: folder / "measurements" / f"{name}Phantom" / f"{number}.mdf"
             for name in PHANTOMS
         }
-        found = {name: path for name, path in paths.items() if path.exists()}
-        if not found:
+        existing = {name: path for name, path in paths.items() if path.exists()}
+        if not existing:
             raise ValueError(
                 f"{folder}: expected at least one of "
                 f"{', '.join(str(p.relative_to(folder)) for p in paths.values())}. "
@@ -138,7 +138,7 @@ class OpenMpi(tfds.core.GeneratorBasedBuilder):
         return {
             "test": self._generate_examples(
                 {**record, "phantom": name}
-                for name, path in found.items()
+                for name, path in existing.items()
                 for record in read(path, sequence)
             )
         }

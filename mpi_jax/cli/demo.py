@@ -62,10 +62,10 @@ def _beside(config: configs.Config) -> tuple[configs.Config, list[str]]:
     names = []
     for name in configs.SHIPPED:
         metadata = pretrained.load_weights(pretrained.shipped(name))[1]
-        other = configs.from_dict(metadata["config"])
-        oversample = other.scanner.oversample
+        shipped_config = configs.from_dict(metadata["config"])
+        oversample = shipped_config.scanner.oversample
         scanner = dataclasses.replace(config.scanner, oversample=oversample)
-        signals = (other.scanner, other.data.test_snr_db)
+        signals = (shipped_config.scanner, shipped_config.data.test_snr_db)
         if signals == (scanner, config.data.test_snr_db):
             config = dataclasses.replace(config, scanner=scanner)
             names.append(name)

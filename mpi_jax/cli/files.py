@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import mpi_jax
-from mpi_jax import configs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,35 +13,16 @@ if TYPE_CHECKING:
 MDF = (".mdf", ".h5", ".hdf5")  # how names of MDF files end
 
 
-def about(config: configs.Config, **more: Any) -> str:
-    """What made a file, as JSON."""
-    version = {"version": mpi_jax.__version__, "seed": config.seed}
-    return json.dumps({**version, **more, "config": configs.to_dict(config)})
-
-
-def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; ValueError for files that can't be read or lack one."""
+def save_npz(
+    path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """An .npz file of arrays, with what made them as JSON."""
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(
-            f"{path}: expected an .npz file of arrays, got one that can't be read "
-            f"({' '.join(str(error).split())[:120]})"
-        ) from None
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise ValueError(
-            f"{path}: expected the arrays {', '.join(names)}; missing "
-            f"{', '.join(missing)}, it holds {', '.join(arrays) or 'none'}"
-        )
-    return arrays
+    from mpi_jax import _files
+
+    text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
+    _files.save_npz(path, {**arrays, "about": np.array(text)})
 
 
 def check_out(path: Path, suffixes: tuple[str, ...] = (".npz",)) -> None:

@@ -50,14 +50,14 @@ class Field(typing.NamedTuple):
 def fields(cls: type) -> list[Field]:
     """The fields of a dataclass, with their docstrings in one line."""
     kinds, texts = typing.get_type_hints(cls), _texts(cls)
-    found = []
+    options = []
     for f in dataclasses.fields(cls):
         default = f.default
         if f.default_factory is not dataclasses.MISSING:
             default = f.default_factory()
         named = kinds[f.name], texts.get(f.name, ""), default
-        found.append(Field(f.name, *named, bool(f.metadata.get("positional"))))
-    return found
+        options.append(Field(f.name, *named, bool(f.metadata.get("positional"))))
+    return options
 
 
 def _is_dataclass(kind: Any) -> bool:
@@ -143,12 +143,12 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 # --- Before tyro: names and flags
 
 
-def _spelt(arguments: Sequence[str], known: dict[str, Field], verb: str) -> list[str]:
+def _spelt(arguments: Sequence[str], options: dict[str, Field], verb: str) -> list[str]:
     """Arguments with the names of options as in --help, and flags as --flag True.
 
     Raises ValueError for options that the verb doesn't have.
     """
-    flags = {name for name, field in known.items() if bool in _choices(field.kind)}
+    flags = {name for name, field in options.items() if bool in _choices(field.kind)}
     spelt: list[str] = []
     for word, after in itertools.pairwise([*arguments, ""]):
         if not word.startswith("--") or word == "--help":
@@ -159,12 +159,12 @@ def _spelt(arguments: Sequence[str], known: dict[str, Field], verb: str) -> list
         positive = name.replace("--no-", "--", 1)
         if name in flags and not equals and after not in ("True", "False", "None"):
             spelt += [name, "True"]
-        elif name not in known and positive in flags and not equals:
+        elif name not in options and positive in flags and not equals:
             spelt += [positive, "False"]
-        elif name in known:
+        elif name in options:
             spelt += [name, value] if equals else [name]
         else:
-            meant = did_you_mean(name, [*known, *(f"--no-{n[2:]}" for n in flags)])
+            meant = did_you_mean(name, [*options, *(f"--no-{n[2:]}" for n in flags)])
             raise ValueError(
                 f"{name}: not an option of mpi-jax {verb}{meant} "
                 f"(see mpi-jax {verb} --help)"
@@ -197,10 +197,10 @@ def _registry(root: type, defaults: dict[str, Any]) -> constructors.ConstructorR
     def _(info: constructors.StructTypeInfo) -> Any:
         if not dataclasses.is_dataclass(info.type):
             return None
-        own = defaults if info.type is root else _values(info.default)
+        values = defaults if info.type is root else _values(info.default)
         specs = []
         for field in fields(info.type):
-            default = own.get(field.name, field.default)
+            default = values.get(field.name, field.default)
             if default is dataclasses.MISSING:
                 default = tyro.MISSING
             kind: Any = field.kind
@@ -227,15 +227,15 @@ def _values(default: Any) -> dict[str, Any]:
 
 def _annotated(field: Field, default: Any) -> Any:
     """The type of an option with what --help shows of it, and how it is read."""
-    shown: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if default is None or default == ():
-        told = "default" in field.text.lower()
-        shown["help_behavior_hint"] = "" if told else "(default: none)"
+        says_default = "default" in field.text.lower()
+        settings["help_behavior_hint"] = "" if says_default else "(default: none)"
     if bool in _choices(field.kind):
-        shown["metavar"] = f"| --no-{_dashed(field)}"
+        settings["metavar"] = f"| --no-{_dashed(field)}"
     if field.positional:
-        shown["metavar"] = _name(field)
-    extras = [tyro.conf.arg(**shown), _reading(field.kind)]
+        settings["metavar"] = _name(field)
+    extras = [tyro.conf.arg(**settings), _reading(field.kind)]
     extras += [tyro.conf.Positional] if field.positional else []
     return Annotated[(field.kind, *extras)]
 
@@ -352,9 +352,9 @@ def _first(box: str) -> str:
     """The first words of tyro's complaint, which it draws a box around."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in text.splitlines()]
-    kept = itertools.takewhile(
+    complaint = itertools.takewhile(
         lambda line: not re.match("[─╰]", line),
         (line for line in lines if not line.startswith("╭")),
     )
-    words = " ".join(" ".join(kept).split())
+    words = " ".join(" ".join(complaint).split())
     return re.sub(r"^Error parsing (\w+: (?=\w+: ))?", "", words)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _LINE_EVERY = 10.0  # [s] between lines of progress where there is no terminal
 # Stages whose steps are all alike after the first; only they say how long they last.
 _STEADY = ("train", "test", "simulate")
-_SHOWN = ("generator_loss", "mae", "images_per_second")
+_NUMBERS = ("generator_loss", "mae", "images_per_second")
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
             0,
             0.0,
         )  # the last one: stage, done, when
-        self.seen: set[str] = set()  # stages that have reported
+        self.reported: set[str] = set()  # stages that have reported
         self.pace: dict[str, tuple[int, float]] = {}  # of a stage: steps, seconds
 
     def __enter__(self) -> Progress:
@@ -47,19 +47,19 @@ class Progress:
 
         if not cluster.is_lead():
             return
-        shown = {
+        texts = {
             name.removeprefix("validation_"): f"{value:.4g}"
             for name, value in numbers.items()
-            if name in _SHOWN or name.startswith("validation_")
+            if name in _NUMBERS or name.startswith("validation_")
         }
-        if stage not in self.seen:
-            shown.pop("images_per_second", None)
+        if stage not in self.reported:
+            texts.pop("images_per_second", None)
         self._keep_pace(stage, done)
         left = self._left(stage, total - done)
         if sys.stderr.isatty():
-            self._draw(stage, done, total, shown | left)
+            self._draw(stage, done, total, texts | left)
         else:
-            self._print(stage, done, total, shown, left)
+            self._print(stage, done, total, texts, left)
 
     def _keep_pace(self, stage: str, done: int) -> None:
         """Add the time since the last report, unless it went to another stage or to the
@@ -72,7 +72,7 @@ class Progress:
             self.pace[stage] = steps + done - before, seconds + now - when
         self.report = stage, done, now
         if done:
-            self.seen.add(stage)
+            self.reported.add(stage)
 
     def _left(self, stage: str, steps: int) -> dict[str, str]:
         """The time that the other steps of a stage will take, where it can be known."""
@@ -86,7 +86,7 @@ class Progress:
         stage: str,
         done: int,
         total: int,
-        shown: dict[str, str],
+        texts: dict[str, str],
         left: dict[str, str],
     ) -> None:
         now = time.monotonic()
@@ -95,15 +95,15 @@ class Progress:
             return
         self.printed = stage, now
         words = [f"{stage} {done} of {total}"]
-        words += [f"{name} {value}" for name, value in shown.items()]
+        words += [f"{name} {value}" for name, value in texts.items()]
         words += [f"{time} left" for time in left.values()]
         print(", ".join(words), file=sys.stderr, flush=True)
 
-    def _draw(self, stage: str, done: int, total: int, shown: dict[str, str]) -> None:
+    def _draw(self, stage: str, done: int, total: int, texts: dict[str, str]) -> None:
         from tqdm import tqdm
 
         if stage == "validate":  # a line above the training bar
-            words = ", ".join(f"{n} {v}" for n, v in shown.items())
+            words = ", ".join(f"{n} {v}" for n, v in texts.items())
             tqdm.write(f"step {done}: validation {words}", file=sys.stderr)
             return
         if stage != self.drawn or self.bar is None:
@@ -115,7 +115,7 @@ class Progress:
                 file=sys.stderr,
                 bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
             )
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.set_postfix(texts, refresh=False)
         self.bar.n = done
         self.bar.refresh()
         if done >= total:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mpi_jax import configs
 from mpi_jax._spelling import expect_one_of
 from mpi_jax.cli import reconstruct_mdf
-from mpi_jax.cli.files import MDF, check_out, read_npz
+from mpi_jax.cli.files import MDF, check_out, save_npz
 from mpi_jax.methods.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,17 +73,17 @@ def run(options: Options) -> None:
 
 def _check_source(options: Options) -> None:
     """ValueError where options name several scanners, or none that a method needs."""
-    given = {
+    sources = {
         "--system-matrix": bool(options.system_matrix),
         "--config": options.config is not None,
         "--run": options.run is not None,
     }
-    named = [name for name, is_given in given.items() if is_given]
+    named = [name for name, is_given in sources.items() if is_given]
     if len(named) > 1:
         raise ValueError(f"{named[1]}: expected none with {named[0]}")
     if not (_is_network(options) or named):
         raise ValueError(
-            f"--method {options.method}: expected one of {', '.join(given)} with it"
+            f"--method {options.method}: expected one of {', '.join(sources)} with it"
         )
     if options.method is None and options.system_matrix:
         raise ValueError(
@@ -139,29 +138,29 @@ def _reconstruct_npz(options: Options) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from mpi_jax import _files, report
+    from mpi_jax import report
+    from mpi_jax._files import read_npz
 
     measured = read_npz(options.measurement, "voltage")
     door = _by_matrix if options.system_matrix else _by_scanner
     method, problem, u = door(options, measured["voltage"])
-    made = method.prepare(problem, options.settings)(jnp.asarray(u))
-    image = np.asarray(made.image)
+    reconstruction = method.prepare(problem, options.settings)(jnp.asarray(u))
+    image = np.asarray(reconstruction.image)
     arrays = {"image": image}
     about = {"method": method.name, **method.complete(options.settings)}
-    if made.mask_logit is not None:
-        arrays["mask"] = np.asarray(made.mask_logit > 0, np.uint8)
+    if reconstruction.mask_logit is not None:
+        arrays["mask"] = np.asarray(reconstruction.mask_logit > 0, np.uint8)
     mm = None
     if not options.system_matrix:
         arrays["pixel_size"] = np.asarray(problem.grid.pitch)[:2]
         mm = tuple((1e3 * arrays["pixel_size"]).tolist())
-    if made.choice is not None:
-        about |= reconstruct_mdf.about_choice(made.choice)
-    text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
-    _files.save_npz(options.out, {**arrays, "about": np.array(text)})
+    if reconstruction.choice is not None:
+        about |= reconstruct_mdf.about_choice(reconstruction.choice)
+    save_npz(options.out, arrays, about)
     picture = options.out.with_suffix(".png")
     report.save_images(picture, image[:12], pixel_size_mm=mm)
-    if made.choice is not None:
-        reconstruct_mdf.show_choice(options.out, made.choice)
+    if reconstruction.choice is not None:
+        reconstruct_mdf.show_choice(options.out, reconstruction.choice)
     print(f"{options.out}, {picture}: {len(image)} images {image.shape[1:]}")
     _tell_psnr(image, measured.get("image"))
 
@@ -228,6 +227,8 @@ def _by_matrix(
 def _stored_matrix(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[int, ...]]:
     """A system matrix [C, V, P] of an .npz file and its grid (ny, nx)."""
     import numpy as np
+
+    from mpi_jax._files import read_npz
 
     if len(paths) > 1:
         raise ValueError("--system-matrix: expected one .npz file")

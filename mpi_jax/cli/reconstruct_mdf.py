@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mpi_jax
-from mpi_jax.cli.files import MDF
+from mpi_jax.cli.files import MDF, save_npz
 from mpi_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,17 +46,17 @@ def run(options: Options, method: methods.Method) -> None:
         )
         tell("solve", 1, 2, {})
         solve = method.prepare(methods.from_system(system), options.settings)
-        made = solve(weighted(system))
+        reconstruction = solve(weighted(system))
         tell("solve", 2, 2, {})
     for note in system.notes:
         print(f"note: {note}", file=sys.stderr)
-    image, rows = np.asarray(made.image), len(system.system_matrix)
-    about = _about(options, method, made.choice, rows)
+    image, rows = np.asarray(reconstruction.image), len(system.system_matrix)
+    about = _about(options, method, reconstruction.choice, rows)
     _write(options.out, image, system.grid, measurement, about)
     picture = options.out.with_suffix(".png")
     _draw(picture, image, system.grid, len(paths))
-    if made.choice is not None:
-        show_choice(options.out, made.choice)
+    if reconstruction.choice is not None:
+        show_choice(options.out, reconstruction.choice)
     print(
         f"{options.out}, {picture}: {len(image)} images {image.shape[1:]} from {rows} rows"
     )
@@ -95,7 +95,7 @@ def _write(
     """Images as .mdf or .npz file, with what made them."""
     import numpy as np
 
-    from mpi_jax import _files, mdf
+    from mpi_jax import mdf
 
     if out.suffix == ".mdf":
         about["preprocessing"] = json.dumps(about["preprocessing"])
@@ -103,9 +103,7 @@ def _write(
             out, image, grid=grid, source=measurement, parameters=about
         )
         return
-    text = json.dumps(about, default=lambda a: np.asarray(a).tolist())
-    arrays = {"image": image, "pixel_size": np.asarray(grid.pitch)}
-    _files.save_npz(out, {**arrays, "about": np.array(text)})
+    save_npz(out, {"image": image, "pixel_size": np.asarray(grid.pitch)}, about)
 
 
 def _draw(picture: Path, image: np.ndarray, grid: scanner.Grid, tracers: int) -> None:

@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mpi_jax
 from mpi_jax import configs
 from mpi_jax._spelling import expect_one_of
-from mpi_jax.cli.files import about, check_num, check_out
+from mpi_jax.cli.files import check_num, check_out, save_npz
 from mpi_jax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _simulate_npz(options: Options) -> None:
         raise ValueError("--snr: expected a number of dB or inf, got nan")
     import numpy as np
 
-    from mpi_jax import _files, data, phantoms
+    from mpi_jax import data, phantoms
 
     expect_one_of("--split", options.split, phantoms.SPLITS)
     with Progress() as tell:
@@ -94,14 +95,19 @@ def _simulate_npz(options: Options) -> None:
         "mask": mask.astype(np.uint8),
         "family": np.array(phantoms.FAMILIES)[family],
         "pixel_size": np.asarray(forward.scanner.grid.pitch)[:2],
-        "about": np.array(
-            about(config, split=options.split, start=options.start, snr_db=snr)
-        ),
     }
     if options.system_matrix:
         arrays["system_matrix"] = np.asarray(forward.matrix)
         arrays["grid"] = np.array(forward.scanner.grid.shape)
-    _files.save_npz(options.out, arrays)
+    about = {
+        "version": mpi_jax.__version__,
+        "seed": config.seed,
+        "split": options.split,
+        "start": options.start,
+        "snr_db": snr,
+        "config": configs.to_dict(config),
+    }
+    save_npz(options.out, arrays, about)
     print(f"{options.out}: {options.num} voltages {voltage.shape[1:]} at {snr:g} dB")
 
 

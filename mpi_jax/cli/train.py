@@ -10,7 +10,7 @@ from mpi_jax import configs
 from mpi_jax.cli.options import value_of
 from mpi_jax.cli.progress import Progress
 
-_SHOWN = "small"  # whose settings are the defaults in --help where no config is named
+_HELP_CONFIG = "small"  # whose settings --help shows where no config is named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
     init: str | None = None
     """Start from these weights: a file, or a config that weights ship for."""
     overrides: configs.Config = dataclasses.field(
-        default_factory=lambda: configs.get(_SHOWN)
+        default_factory=lambda: configs.get(_HELP_CONFIG)
     )
 
 

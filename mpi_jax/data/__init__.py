@@ -11,8 +11,9 @@ from mpi_jax.data.examples import (
     fixed_noise,
     observe,
     pictures,
+    training_keys,
 )
-from mpi_jax.data.features import Inputs, inputs, refine
+from mpi_jax.data.features import Inputs, inputs, refine, scaled
 from mpi_jax.data.forward_model import ForwardModel
 from mpi_jax.data.setup import PRESETS, build, check_voltage, make_scanner, simulator
 from mpi_jax.data.stream import Shards, training_pictures, validation_pictures
@@ -37,7 +38,9 @@ __all__ = [
     "observe",
     "pictures",
     "refine",
+    "scaled",
     "simulator",
+    "training_keys",
     "training_pictures",
     "validation_pictures",
 ]

@@ -110,6 +110,12 @@ def fixed_noise() -> PRNGKeyArray:
     return jax.random.key(2718)
 
 
+def training_keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Keys of a run: of the noise of its training signals, and of its steps."""
+    noise, _, steps = jax.random.split(jax.random.key(seed), 3)
+    return noise, steps
+
+
 def draw(
     forward: ForwardModel,
     split: str,

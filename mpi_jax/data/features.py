@@ -26,9 +26,16 @@ class Inputs(NamedTuple):
     measured: tuple[Array, Array, Array] | None = None
 
 
+def scaled(
+    forward: ForwardModel, voltage: Float[Array, "B C V"]
+) -> Float[Array, "B M"]:
+    """Voltages over the scale of their channel, one row [C V] each."""
+    return (voltage / forward.scale[None]).reshape(len(voltage), -1)
+
+
 def inputs(forward: ForwardModel, voltage: Float[Array, "B C V"]) -> Inputs:
     """Network inputs of measured voltages; nothing but the operator is used of truth."""
-    signal = (voltage / forward.scale[None]).reshape(len(voltage), -1)
+    signal = scaled(forward, voltage)
     if forward.whitening is not None:
         signal = signal @ forward.whitening
     if forward.basis is None:

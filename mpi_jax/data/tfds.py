@@ -27,9 +27,9 @@ class Reader:
             )
         built = sorted(path.parent for path in top.rglob("dataset_info.json"))
         if len(built) != 1:
-            these = ", ".join(str(path.relative_to(top)) for path in built)
+            folders = ", ".join(str(path.relative_to(top)) for path in built)
             raise ValueError(
-                f"data.folder: expected one data set in {top}, found {these or 'none'}"
+                f"data.folder: expected one data set in {top}, found {folders or 'none'}"
             )
         try:
             import tensorflow_datasets as tfds

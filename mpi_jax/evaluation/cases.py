@@ -84,12 +84,12 @@ def unseen(
 
     def energy(x):
         x = x.reshape(len(x), -1)
-        seen = jnp.matmul(x, V, precision="highest")
-        x = x - jnp.matmul(seen, V.T, precision="highest")
+        coefficients = jnp.matmul(x, V, precision="highest")
+        x = x - jnp.matmul(coefficients, V.T, precision="highest")
         return jnp.sum(x * x, axis=-1)
 
-    there = energy(truth)
-    return energy(image) / there, energy(image - truth) / there
+    true_energy = energy(truth)
+    return energy(image) / true_energy, energy(image - truth) / true_energy
 
 
 def superposition(whole: Images, one: Images, other: Images) -> Float[Array, " N"]:
@@ -123,13 +123,13 @@ def disjoint_pairs(masks: Bool[np.ndarray, "N ny nx"]) -> list[tuple[int, int]]:
     """Pairs of images without a common pixel, each image in one pair at most."""
     flat = masks.reshape(len(masks), -1).astype(np.float32)
     apart, pairs = flat @ flat.T == 0, []
-    left = set(range(len(masks)))
+    unpaired = set(range(len(masks)))
     for i in range(len(masks)):
-        if i in left:
-            mate = next((j for j in sorted(left) if j > i and apart[i, j]), None)
+        if i in unpaired:
+            mate = next((j for j in sorted(unpaired) if j > i and apart[i, j]), None)
             if mate is not None:
                 pairs.append((i, mate))
-                left -= {i, mate}
+                unpaired -= {i, mate}
     return pairs
 
 
@@ -211,9 +211,9 @@ def against_truth(
     context: Context, case: Case, method: methods.Ready
 ) -> dict[str, Array]:
     """Scores of the images, and what of them the signal cannot tell."""
-    made = method.solve(case.voltage)
-    image = jnp.clip(made.image, 0, case.peak)
-    mask = method.mask(made._replace(image=image))
+    reconstruction = method.solve(case.voltage)
+    image = jnp.clip(reconstruction.image, 0, case.peak)
+    mask = method.mask(reconstruction._replace(image=image))
     truth, true_mask = case.truth
     scores = metrics.scores(image, truth, mask, true_mask, case.peak)
     energy, error = unseen(context.V, image, truth)
@@ -247,19 +247,20 @@ def reference(context: Context) -> Case:
 
 def _families(context: Context) -> Iterator[Case]:
     count, size = len(context.truth.image), len(phantoms.FAMILIES)
-    whole = [name for name, lacks in context.lacks.items() if not lacks]
+    complete = [name for name, lacks in context.lacks.items() if not lacks]
     missing = {family for lacks in context.lacks.values() for family in lacks}
     if not missing:
         return
     drawn = test_images(context.simulator, context.config, count * size)
     for family in sorted(missing, key=phantoms.FAMILIES.index):
-        shown = np.asarray(drawn.family) == phantoms.FAMILIES.index(family)
-        shown = np.flatnonzero(shown)[:count]
-        u = context.noisy(drawn.voltage[shown])
+        of_family = np.asarray(drawn.family) == phantoms.FAMILIES.index(family)
+        places = np.flatnonzero(of_family)[:count]
+        u = context.noisy(drawn.voltage[places])
         lacking = [name for name, lacks in context.lacks.items() if family in lacks]
-        against = {name: whole[0] for name in lacking} if whole else {}
+        against = {name: complete[0] for name in lacking} if complete else {}
         name = f"{family}: left out by {', '.join(lacking)}"
-        yield Case(name, u, drawn.image[shown], drawn.mask[shown], against=against)
+        image, mask = drawn.image[places], drawn.mask[places]
+        yield Case(name, u, image, mask, against=against)
 
 
 def _drawn(context: Context, name: str, label: str) -> Case:
@@ -318,12 +319,12 @@ def _operator(context: Context) -> Iterator[Case]:
         name = f"gradient {100 * (factor - 1):+.0f} %"
         yield case(name, shifted(nominal, gradient=factor))
     yield case(f"drive phase {PHASE:+g} degree", shifted(nominal, phase=PHASE))
-    other = "mpirf" if model == "tensor" else "tensor"
+    other_model = "mpirf" if model == "tensor" else "tensor"
     words = {"mpirf": "scalar", "tensor": "tensor"}
-    yield case(f"data of the {words[other]} model", nominal, other)
-    fine = dataclasses.replace(nominal, grid=nominal.grid.refined(2))
-    images = _images(fine.grid, context.config.data.batch_size, len(t.image))
-    u = context.noisy(signals(nominal, fine, images, model))
+    yield case(f"data of the {words[other_model]} model", nominal, other_model)
+    fine_scanner = dataclasses.replace(nominal, grid=nominal.grid.refined(2))
+    images = _images(fine_scanner.grid, context.config.data.batch_size, len(t.image))
+    u = context.noisy(signals(nominal, fine_scanner, images, model))
     image = nominal.grid.average(images)
     yield Case("data on a 2x finer grid", u, image, t.mask, paired=True)
 
@@ -383,7 +384,7 @@ BUILD: dict[str, Callable[[Context], Iterator[Case]]] = {
 # --- Images of splits, whatever the runs were trained on
 
 
-def everything(config: Config) -> Config:
+def with_all_families(config: Config) -> Config:
     """The config with all families: a run's own may be fewer."""
     if not hasattr(config.data, "families"):
         return config

@@ -100,16 +100,18 @@ def run(
     lines: list[results.Figure3Line] = []
     images, masks = {}, {}
     for ready in prepared:
-        made = ready.solve(u / peak)
-        mask = np.asarray(ready.mask(made))
-        image = np.asarray(made.image * peak, float)
+        reconstruction = ready.solve(u / peak)
+        mask = np.asarray(ready.mask(reconstruction))
+        image = np.asarray(reconstruction.image * peak, float)
         residual = _residual(forward, image, u)
         name = ready.method.name
         images[name], masks[name] = image * unit, mask
         for k, phantom in enumerate(names):
             numbers = _numbers(image[k] * unit, truth[k], mask[k], grid)
             of_phantom = {"phantom": phantom, "residual": float(residual[k]), **numbers}
-            lines.append(_line(ready, made.mask_logit is not None, of_phantom))
+            lines.append(
+                _line(ready, reconstruction.mask_logit is not None, of_phantom)
+            )
     tell("reconstruct", stages, stages, {})
     about = {
         "runs": [str(folder) for folder in runs],
@@ -158,9 +160,9 @@ def _residual(
     forward: data.ForwardModel, image: np.ndarray, u: Float[Array, "K C V"]
 ) -> np.ndarray:
     """|S c - u| / |u| of each image, [K]."""
-    left = system_matrix.forward(forward.matrix, jnp.asarray(image, u.dtype)) - u
+    misfit = system_matrix.forward(forward.matrix, jnp.asarray(image, u.dtype)) - u
     norms = [
-        np.linalg.norm(np.asarray(a).reshape(len(u), -1), axis=1) for a in (left, u)
+        np.linalg.norm(np.asarray(a).reshape(len(u), -1), axis=1) for a in (misfit, u)
     ]
     return norms[0] / norms[1]
 
@@ -215,5 +217,5 @@ def _numbers(
         "factor": factor,
         "scaled_nrmse": scaled["nrmse"],
         "scaled_psnr": scaled["psnr"],
-        "mask_dice": float(2 * np.sum(mask & tracer) / (np.sum(mask) + np.sum(tracer))),
+        "mask_dice": float(metrics.dice(mask, tracer)),
     }

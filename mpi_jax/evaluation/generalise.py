@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,16 +62,16 @@ from mpi_jax.evaluation.cases import (
     Context,
     against_truth,
     drop,
-    everything,
     reference,
     test_images,
+    with_all_families,
 )
-from mpi_jax.evaluation.lines import method_info
+from mpi_jax.evaluation.lines import device, method_info
 from mpi_jax.evaluation.table import check_num, choose
-from mpi_jax.methods.networks import Network, of_runs, weights_file
+from mpi_jax.methods.networks import Network, of_workdir, weights_file
 from mpi_jax.noise import add_noise
 from mpi_jax.reconstruct import spectral
-from mpi_jax.runs import has_weights, read_config
+from mpi_jax.runs import read_config
 
 # --- Measuring
 
@@ -123,8 +122,8 @@ def _measure_suite(
             values[f"{case.name}|truth|example"] = np.asarray(case.image[0])
             for method in context.methods.values():
                 image = method.solve(case.voltage[:1]).image[0]
-                shown = np.clip(np.asarray(image), 0, 1)
-                values[f"{case.name}|{method.method.name}|example"] = shown
+                picture = np.clip(np.asarray(image), 0, 1)
+                values[f"{case.name}|{method.method.name}|example"] = picture
     tell(suite, len(suite_cases), len(suite_cases), {})
     return {**values, "about": np.array(json.dumps(about))}
 
@@ -156,7 +155,9 @@ def _about(case: Case, name: str, row: dict[str, methods.Ready]) -> dict[str, An
         "shows": case.shows,
         "paired": case.paired,
         "against": case.against,
-        "settings": {method: ready.told for method, ready in row.items()},
+        "settings": {
+            method: parts.Chosen.of(ready).all_settings for method, ready in row.items()
+        },
         "at_edge": {method: ready.at_edge for method, ready in row.items()},
     }
 
@@ -199,15 +200,15 @@ def run(
     chosen = choose(workdir, config, networks, names, USUAL)
     if ZERO not in [method.name for method in chosen]:
         chosen.append(methods.METHODS[ZERO])
-    whole = everything(config)
-    key = _key(whole, chosen, num, networks)
+    full_config = with_all_families(config)
+    key = _key(full_config, chosen, num, networks)
     kept = parts.Parts(workdir / "generalisation.parts", key)
     tunings = {f"tuned-{n}": method for n, method in enumerate(chosen)}
     rounds = ["reference", *suites]
     kept.tell_kept([*tunings, *rounds], tell)
     if kept.left(rounds):
         size = min(num, CHUNK)
-        context = _context(whole, tunings, num, size, networks, kept, tell)
+        context = _context(full_config, tunings, num, size, networks, kept, tell)
         for suite in kept.share(rounds):
             if suite == "reference":
                 values = _measure_reference(context)
@@ -222,7 +223,7 @@ def run(
         infos = [method_info(method) for method in chosen]
         rows.extend(_rows(measured, infos))
         with parts.replaced(workdir / "generalisation") as folder:
-            _write(folder, whole, measured, rows, infos, num)
+            _write(folder, full_config, measured, rows, infos, num)
 
     cluster.on_lead(write_files)
     return rows
@@ -246,13 +247,13 @@ def _networks(
     workdir: Path, config: Config, runs: Sequence[Path]
 ) -> dict[str, Network]:
     for folder in runs:
-        other = read_config(folder)
-        if other.scanner != config.scanner:
+        run_config = read_config(folder)
+        if run_config.scanner != config.scanner:
             raise ValueError(
                 f"--runs {folder}: expected a run with the scanner of the first, "
-                f"{config.scanner}, got {other.scanner}"
+                f"{config.scanner}, got {run_config.scanner}"
             )
-    return of_runs([*([workdir] if has_weights(workdir) else []), *runs])
+    return of_workdir(workdir, runs)
 
 
 def _context(
@@ -274,22 +275,19 @@ def _context(
     noisy = add_noise(noise, validation.voltage, config.data.test_snr_db)
     examples = validation._replace(voltage=noisy)
 
-    def given(method: methods.Method) -> dict[str, Any] | None:
+    def fixed_settings(method: methods.Method) -> dict[str, Any] | None:
         return {"largest": math.inf} if method.kind == "learned" else None
 
-    share = kept.share(tunings)
-    for done, name in enumerate(share):
-        tell("tune", done, len(share), {})
+    def tuned(name: str) -> methods.Ready:
         method = tunings[name]
-        ready = methods.ready(problem, method, examples, given(method))
-        parts.write_chosen(kept, name, ready)
-    if share:
-        tell("tune", len(share), len(share), {})
+        return methods.ready(problem, method, examples, fixed_settings(method))
+
+    parts.tune(kept, tunings, tuned, tell)
     cluster.barrier()
     prepared = {}
     for name, method in tunings.items():
         settings = parts.read_chosen(kept, name)
-        ready = parts.as_chosen(problem, method, settings, given(method))
+        ready = parts.as_chosen(problem, method, settings, fixed_settings(method))
         prepared[method.name] = _in_chunks(ready, size)
     lacks = {n: net.lacks for n, net in networks.items() if n in prepared}
     truth = test_images(simulator, config, num)
@@ -349,22 +347,23 @@ def _rows(
                 }
                 if not scores:
                     continue
-                other, paired, against = None, bool(about["paired"]), None
+                comparison, paired, against = None, bool(about["paired"]), None
                 if about["against"] is not None:
                     against = about["against"].get(method.method)
                     if against:
-                        other, paired = values[f"{about['case']}|{against}|psnr"], True
+                        comparison = values[f"{about['case']}|{against}|psnr"]
+                        paired = True
                 elif about["paired"] is not None and suite != "reference":
-                    other = reference[f"{first}|{method.method}|psnr"]
+                    comparison = reference[f"{first}|{method.method}|psnr"]
                     against = "in distribution"
                 change = excess = None
-                if other is not None and "psnr" in scores:
+                if comparison is not None and "psnr" in scores:
                     change = results.Change(
-                        **drop(other, scores["psnr"], paired=paired)
+                        **drop(comparison, scores["psnr"], paired=paired)
                     )
                 if against == "in distribution" and base is not None:
                     # The same images met both methods: differences, then their drop.
-                    before = other - reference[f"{first}|{base_name}|psnr"]
+                    before = comparison - reference[f"{first}|{base_name}|psnr"]
                     ahead = scores["psnr"] - base
                     excess = results.Change(**drop(before, ahead, paired=paired))
                 line = dataclasses.replace(
@@ -385,7 +384,9 @@ def _line(
     scores: dict[str, np.ndarray],
 ) -> results.GeneralisationLine:
     """A line with the numbers that a case has, not compared with anything yet."""
-    told = {k: results.Statistics(**metrics.summary(v)) for k, v in scores.items()}
+    statistics = {
+        k: results.Statistics(**metrics.summary(v)) for k, v in scores.items()
+    }
     return results.GeneralisationLine(
         **dataclasses.asdict(method),
         suite=suite,
@@ -394,18 +395,18 @@ def _line(
         num=len(next(iter(scores.values()))),
         settings=about["settings"].get(method.method, {}),
         at_edge=tuple(about["at_edge"].get(method.method, ())),
-        psnr=told.get("psnr"),
-        ssim=told.get("ssim"),
-        mse=told.get("mse"),
-        rmse=told.get("rmse"),
-        nrmse=told.get("nrmse"),
-        dice=told.get("dice"),
-        iou=told.get("iou"),
-        superposition=told.get("superposition"),
-        unseen_energy=told.get("unseen_energy"),
-        unseen_error=told.get("unseen_error"),
-        rms=told.get("rms"),
-        largest=told.get("largest"),
+        psnr=statistics.get("psnr"),
+        ssim=statistics.get("ssim"),
+        mse=statistics.get("mse"),
+        rmse=statistics.get("rmse"),
+        nrmse=statistics.get("nrmse"),
+        dice=statistics.get("dice"),
+        iou=statistics.get("iou"),
+        superposition=statistics.get("superposition"),
+        unseen_energy=statistics.get("unseen_energy"),
+        unseen_error=statistics.get("unseen_error"),
+        rms=statistics.get("rms"),
+        largest=statistics.get("largest"),
     )
 
 
@@ -433,7 +434,6 @@ def _table(
 
 
 def _write(folder, config, measured, rows, methods, num) -> None:
-    device = jax.local_devices()[0]
     lacking = "families" not in measured or json.loads(
         str(measured["families"]["about"])
     )
@@ -463,6 +463,6 @@ def _write(folder, config, measured, rows, methods, num) -> None:
         grid=(config.scanner.pixels, config.scanner.pixels),
         model=config.scanner.model,
         bootstrap=f"{bootstrap.DRAWS} draws of images, 95 % percentile interval",
-        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        device=device(),
         notes=() if lacking else (note,),
     ).write(folder / "table.json")

@@ -39,11 +39,11 @@ def lines_of(
     lines = []
     for level, rows in measured.items():
         for name in ("all", *phantoms.FAMILIES):
-            shown = family >= 0
+            selected = family >= 0
             if name != "all":
-                shown = family == phantoms.FAMILIES.index(name)
-            about = {"snr_db": level, "family": name, "num": int(shown.sum())}
-            lines += _of_images(rows, shown, about, networks)
+                selected = family == phantoms.FAMILIES.index(name)
+            about = {"snr_db": level, "family": name, "num": int(selected.sum())}
+            lines += _of_images(rows, selected, about, networks)
     levels = list(measured)
     order = {row.method.name: n for n, row in enumerate(measured[levels[0]])}
     lines.sort(key=lambda n: order[n.method])
@@ -52,13 +52,15 @@ def lines_of(
 
 def _of_images(
     rows: list[Measured],
-    shown: np.ndarray,
+    selected: np.ndarray,
     about: dict[str, Any],
     networks: dict[str, Network],
 ) -> list[results.Line]:
-    """Lines of the images that are shown, whose resampling is the same for all methods."""
+    """Lines of the selected images, whose resampling is the same for all methods."""
     values = {
-        (n, k): v[shown] for n, row in enumerate(rows) for k, v in row.numbers.items()
+        (n, k): v[selected]
+        for n, row in enumerate(rows)
+        for k, v in row.numbers.items()
     }
     drawn = bootstrap.means(*values.values())
     ends = {k: bootstrap.ends(d) for k, d in zip(values, drawn, strict=True)}
@@ -83,7 +85,7 @@ def _line(
 ) -> results.Line:
     """A line of values and the ends of their intervals. about: snr_db, family, num."""
 
-    def told(metric: str) -> results.Statistics:
+    def statistics(metric: str) -> results.Statistics:
         low, high = ends[metric]
         return results.Statistics(**metrics.summary(values[metric]), low=low, high=high)
 
@@ -91,21 +93,21 @@ def _line(
     return results.Line(
         **dataclasses.asdict(method_info(row.method)),
         **about,
-        settings=row.chosen.told,
+        settings=row.chosen.all_settings,
         at_edge=row.chosen.at_edge,
         segmentation=_segmentation(network),
         network=_network_of(network),
-        mse=told("mse"),
-        rmse=told("rmse"),
-        nrmse=told("nrmse"),
-        psnr=told("psnr"),
-        ssim=told("ssim"),
-        foreground_ssim=told("foreground_ssim"),
-        dice=told("dice"),
-        iou=told("iou"),
-        dice_thresholded=told("dice_thresholded"),
-        iou_thresholded=told("iou_thresholded"),
-        residual=told("residual"),
+        mse=statistics("mse"),
+        rmse=statistics("rmse"),
+        nrmse=statistics("nrmse"),
+        psnr=statistics("psnr"),
+        ssim=statistics("ssim"),
+        foreground_ssim=statistics("foreground_ssim"),
+        dice=statistics("dice"),
+        iou=statistics("iou"),
+        dice_thresholded=statistics("dice_thresholded"),
+        iou_thresholded=statistics("iou_thresholded"),
+        residual=statistics("residual"),
         amount=results.Amounts(**amounts),
         pooled_psnr=metrics.pooled_psnr(values["mse"], 1.0),
         seconds_per_image=row.seconds,
@@ -120,6 +122,11 @@ def method_info(method: methods.Method) -> results.MethodInfo:
         kind=method.kind,
         physics=method.physics,
     )
+
+
+def device() -> str:
+    """What all was measured on, in words."""
+    return f"{jax.local_devices()[0].device_kind}, {os.cpu_count()} CPU cores"
 
 
 def _segmentation(network: Network | None) -> Literal["predicted", "thresholded"]:
@@ -176,7 +183,6 @@ def write(
 
 
 def _info(config: Config, num: int, main: float, began: float) -> results.Info:
-    device = jax.local_devices()[0]
     ny, nx = data.make_scanner(config).grid.shape
     return results.Info(
         num=num,
@@ -186,7 +192,7 @@ def _info(config: Config, num: int, main: float, began: float) -> results.Info:
         model=config.calibration.path or config.scanner.model,
         seed=config.seed,
         seconds=round(time.monotonic() - began, 1),
-        device=f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        device=device(),
         ssim="Gaussian 11x11, sigma 1.5, range 1",
         intervals=f"95 %, percentile bootstrap over images, {bootstrap.DRAWS} draws, "
         f"NumPy seed {bootstrap.SEED}",

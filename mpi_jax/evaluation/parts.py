@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Parts:
         cluster.on_lead(self._sweep)
         # Nobody writes before the lead's list has reached everyone.
         names = [path.stem for path in self.folder.glob("*.npz")]
-        told = cluster.gather(" ".join(names) if cluster.is_lead() else "")
-        self.kept = frozenset(told[0].split())
+        lists = cluster.gather(" ".join(names) if cluster.is_lead() else "")
+        self.kept = frozenset(lists[0].split())
 
     def _sweep(self) -> None:
         """Without parts of other calls, and those that a kill or a full disk has cut."""
@@ -116,16 +116,35 @@ class Chosen:
     threshold: float
     at_edge: tuple[str, ...]
 
+    @classmethod
+    def of(cls, ready: methods.Ready) -> Chosen:
+        return cls(ready.settings, ready.threshold, ready.at_edge)
+
     @property
-    def told(self) -> dict[str, Setting]:
-        """Settings for a table."""
+    def all_settings(self) -> dict[str, Setting]:
+        """With the threshold, for a table."""
         return {**self.settings, "threshold": self.threshold}
+
+
+def tune(
+    parts: Parts,
+    tunings: Collection[str],
+    ready: Callable[[str], methods.Ready],
+    tell: _progress.Tell,
+) -> None:
+    """This process's share of some tunings: a part each, of what `ready` chooses."""
+    share = parts.share(tunings)
+    for done, name in enumerate(share):
+        tell("tune", done, len(share), {})
+        write_chosen(parts, name, ready(name))
+    if share:
+        tell("tune", len(share), len(share), {})
 
 
 def write_chosen(parts: Parts, name: str, ready: methods.Ready) -> None:
     """A part with what was chosen for a method."""
-    chosen = Chosen(ready.settings, ready.threshold, ready.at_edge)
-    parts.write(name, {"chosen": np.array(json.dumps(to_json(chosen)))})
+    text = json.dumps(to_json(Chosen.of(ready)))
+    parts.write(name, {"chosen": np.array(text)})
 
 
 def read_chosen(parts: Parts, name: str) -> Chosen:
@@ -138,10 +157,10 @@ def as_chosen(
     problem: methods.Problem,
     method: methods.Method,
     chosen: Chosen,
-    given: Mapping[str, Any] | None = None,
+    fixed_settings: Mapping[str, Any] | None = None,
 ) -> methods.Ready:
-    """A method with settings that were chosen before. given: as for `methods.ready`."""
-    solve = method.prepare(problem, {**chosen.settings, **(given or {})})
+    """A method with settings that were chosen before. fixed_settings: that were not."""
+    solve = method.prepare(problem, {**chosen.settings, **(fixed_settings or {})})
     return methods.Ready(
         method, solve, chosen.settings, chosen.threshold, chosen.at_edge
     )

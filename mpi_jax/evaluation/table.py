@@ -17,6 +17,7 @@ Several processes share the work (`parts`), and a call that was cut off is gone 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ from mpi_jax import (
 from mpi_jax.configs import Config
 from mpi_jax.evaluation import parts
 from mpi_jax.evaluation.lines import Measured, lines_of, write
-from mpi_jax.methods.networks import Network, check_same, of_runs, weights_file
-from mpi_jax.runs import has_weights, read_config
+from mpi_jax.methods.networks import Network, check_same, of_workdir, weights_file
+from mpi_jax.runs import read_config
 
 # What is evaluated unless methods are named: the others take their time, or are controls.
 USUAL = ("xspace", "kaczmarz", "tikhonov", "nonnegative", "tv")
@@ -94,7 +95,7 @@ def run(
         measured = {level: _joined(kept, plan, level) for level in levels}
         family = np.asarray(phantoms.indices(np.arange(num))) % len(phantoms.FAMILIES)
         lines.extend(lines_of(measured, family, networks))
-        examples = _shown(kept, plan, main, config)
+        examples = _example_images(kept, plan, main, config)
         with parts.replaced(workdir / "evaluation") as folder:
             write(folder, workdir, lines, measured, main, family, examples, began)
         kept.remove()
@@ -125,8 +126,7 @@ def _networks(
     """The network of the work folder, where it has weights, and those of further runs."""
     for folder in runs:
         check_same(workdir, config, folder, read_config(folder))
-    own = [workdir] if has_weights(workdir) else []
-    return of_runs([*own, *runs])
+    return of_workdir(workdir, runs)
 
 
 def choose(
@@ -141,29 +141,35 @@ def choose(
     names None: the usual ones and all networks. Raises ValueError for unknown names.
     """
     learned = {name: network.method for name, network in networks.items()}
-    own = next((n for n, net in networks.items() if net.folder == workdir), None)
+    this_network = next(
+        (n for n, net in networks.items() if net.folder == workdir), None
+    )
     if names is None:
         names = [n for n in usual if n != "xspace" or not config.calibration.path]
         names = [*names, *learned]
     elif not names and not learned:
         raise ValueError("methods: expected one or more, got none")
-    if own is None and config.name in names and config.name not in learned:
+    if this_network is None and config.name in names and config.name not in learned:
         raise ValueError(
             f"{workdir}: has no weights yet; finish its training with --resume, or leave "
             f"{config.name} out of --methods"
         )
-    asked = {name: methods.get(name, learned) for name in names}
-    asked |= {name: method for name, method in learned.items() if name != own}
+    selected = {name: methods.get(name, learned) for name in names}
+    selected |= {
+        name: method for name, method in learned.items() if name != this_network
+    }
     order = [*methods.METHODS, *learned]
-    return sorted(asked.values(), key=lambda method: order.index(method.name))
+    return sorted(selected.values(), key=lambda method: order.index(method.name))
 
 
 def _problem(
     config: Config, forward: data.ForwardModel, networks: dict[str, Network]
 ) -> methods.Problem:
     """Controls get as many training examples as the networks saw."""
-    seen = [n.about["images_seen"] for n in networks.values()]
-    count = max((s for s in seen if s), default=config.steps * config.data.batch_size)
+    images_seen = [n.about["images_seen"] for n in networks.values()]
+    count = max(
+        (s for s in images_seen if s), default=config.steps * config.data.batch_size
+    )
     training = methods.Training(config, forward, count)
     return methods.from_forward(config, forward, training)
 
@@ -261,18 +267,17 @@ class _Work:
 
     def tune(self) -> None:
         """Settings that serve the validation images best."""
-        share = self.kept.share(self.plan.tunings)
-        drawn: dict[float, data.Examples] = {}
-        for done, name in enumerate(share):
-            self.tell("tune", done, len(share), {})
+        count = self.config.validation_images
+
+        @functools.lru_cache(1)
+        def drawn(level: float) -> data.Examples:
+            return self._examples("validation", count, level)
+
+        def tuned(name: str) -> methods.Ready:
             level, method = self.plan.tunings[name]
-            if level not in drawn:
-                count = self.config.validation_images
-                drawn = {level: self._examples("validation", count, level)}
-            ready = methods.ready(self.problem, method, drawn[level])
-            parts.write_chosen(self.kept, name, ready)
-        if share:
-            self.tell("tune", len(share), len(share), {})
+            return methods.ready(self.problem, method, drawn(level))
+
+        parts.tune(self.kept, self.plan.tunings, tuned, self.tell)
 
     def measure(self) -> None:
         """All methods on the same chunks of test images."""
@@ -303,9 +308,9 @@ class _Work:
                         _reconstruct(ready, test.voltage)
                     arrays |= self._measured(ready, test, level, timed, start == 0)
                 if start == 0:
-                    shown = _first_of_families(test)
-                    arrays["truth"] = np.asarray(test.image)[shown]
-                    arrays["mask"] = np.asarray(test.mask, np.uint8)[shown]
+                    places = _first_of_families(test)
+                    arrays["truth"] = np.asarray(test.image)[places]
+                    arrays["mask"] = np.asarray(test.mask, np.uint8)[places]
                 self.kept.write(name, arrays)
                 done += count
                 self.tell("test", done, total, {})
@@ -316,20 +321,23 @@ class _Work:
         test: data.Examples,
         level: float,
         timed: bool,
-        shown: bool,
+        with_examples: bool,
     ) -> dict[str, np.ndarray]:
-        """Numbers of a method; shown: with the first image of each family."""
+        """Numbers of a method; with_examples: and the first image of each family."""
         clock = time.perf_counter()
-        made = _reconstruct(ready, test.voltage)
+        reconstruction = _reconstruct(ready, test.voltage)
         seconds = (time.perf_counter() - clock) / len(test.voltage)
-        scores = jax.device_get(_scores(self.forward, test, level, made, ready))
+        scores = jax.device_get(
+            _scores(self.forward, test, level, reconstruction, ready)
+        )
         name = ready.method.name
         arrays = {f"number/{name}/{metric}": v for metric, v in scores.items()}
         arrays[f"seconds/{name}"] = np.array(seconds if timed else np.nan)
-        if shown:
+        if with_examples:
             first = _first_of_families(test)
-            arrays[f"image/{name}"] = np.asarray(made.image)[first]
-            arrays[f"mask/{name}"] = np.asarray(ready.mask(made), np.uint8)[first]
+            mask = np.asarray(ready.mask(reconstruction), np.uint8)
+            arrays[f"image/{name}"] = np.asarray(reconstruction.image)[first]
+            arrays[f"mask/{name}"] = mask[first]
         return arrays
 
 
@@ -340,23 +348,23 @@ def _first_of_families(test: data.Examples) -> np.ndarray:
 
 
 def _reconstruct(ready: methods.Ready, u: Array) -> methods.Reconstruction:
-    made = ready.solve(u)
-    image = jnp.clip(made.image, 0, 1)
-    return jax.block_until_ready(made._replace(image=image, choice=None))
+    reconstruction = ready.solve(u)
+    image = jnp.clip(reconstruction.image, 0, 1)
+    return jax.block_until_ready(reconstruction._replace(image=image, choice=None))
 
 
 def _scores(
     forward: data.ForwardModel,
     test: data.Examples,
     snr_db: float,
-    made: methods.Reconstruction,
+    reconstruction: methods.Reconstruction,
     ready: methods.Ready,
 ) -> dict[str, Array]:
     """Every metric of each image, [B]. residual: |S x - u| / |n|, 1 where all that is
     left is noise; NaN without noise.
     """
-    image, mask = made.image, ready.mask(made)
-    above = ready.mask(made._replace(mask_logit=None))
+    image, mask = reconstruction.image, ready.mask(reconstruction)
+    above = ready.mask(reconstruction._replace(mask_logit=None))
     scores = metrics.scores(image, test.image, mask, test.mask, 1.0)
     scores["foreground_ssim"] = metrics.foreground_ssim(
         image, test.image, test.mask, 1.0
@@ -368,12 +376,12 @@ def _scores(
     # In one unit for all channels, in which squares don't leave float32.
     unit = jnp.mean(forward.scale)
 
-    def left(c):
+    def misfit(c):
         difference = system_matrix.forward(forward.matrix, c) - test.voltage
         return jnp.linalg.norm((difference / unit).reshape(len(c), -1), axis=-1)
 
-    noise = left(test.image) if math.isfinite(snr_db) else jnp.nan
-    scores["residual"] = left(image) / noise
+    noise = misfit(test.image) if math.isfinite(snr_db) else jnp.nan
+    scores["residual"] = misfit(image) / noise
     return scores
 
 
@@ -405,19 +413,19 @@ def _joined(kept: parts.Parts, plan: _Plan, level: float) -> list[Measured]:
     return rows
 
 
-def _shown(
+def _example_images(
     kept: parts.Parts, plan: _Plan, level: float, config: Config
 ) -> results.Examples:
     """The first image of each family, and what every method makes of it."""
     first = kept.read(next(iter(plan.chunks_at(level))))
     x, y = np.asarray(data.make_scanner(config).grid.pitch)[:2]
-    shown = list(plan.tunings_at(level).values())
+    tuned_methods = list(plan.tunings_at(level).values())
     return results.Examples(
         truth=first["truth"],
         mask=first["mask"],
         family=phantoms.FAMILIES,
         pixel_size=(float(x), float(y)),
-        labels={method.name: method.label for method in shown},
-        images={method.name: first[f"image/{method.name}"] for method in shown},
-        masks={method.name: first[f"mask/{method.name}"] for method in shown},
+        labels={method.name: method.label for method in tuned_methods},
+        images={method.name: first[f"image/{method.name}"] for method in tuned_methods},
+        masks={method.name: first[f"mask/{method.name}"] for method in tuned_methods},
     )

@@ -84,16 +84,16 @@ def choose(name, choice, count) -> np.ndarray:
         return np.arange(count)
     if isinstance(choice, slice):
         return np.arange(count)[choice]
-    given = np.atleast_1d(np.asarray(choice))
-    if given.dtype == bool and given.shape == (count,):
-        return np.flatnonzero(given)
-    indices = given.ndim == 1 and given.dtype.kind in "iu" and given.size > 0
-    if not indices or given.min() < 0 or given.max() >= count:
+    array = np.atleast_1d(np.asarray(choice))
+    if array.dtype == bool and array.shape == (count,):
+        return np.flatnonzero(array)
+    indices = array.ndim == 1 and array.dtype.kind in "iu" and array.size > 0
+    if not indices or array.min() < 0 or array.max() >= count:
         raise ValueError(
             f"{name}: expected indices from 0 to {count - 1}, a slice or a mask [{count}], "
-            f"got {np.asarray(choice).dtype} {list(np.shape(choice))} {given.ravel()[:4]}"
+            f"got {np.asarray(choice).dtype} {list(np.shape(choice))} {array.ravel()[:4]}"
         )
-    return given.astype(np.int64)
+    return array.astype(np.int64)
 
 
 class Piece(NamedTuple):
@@ -234,7 +234,7 @@ def _fill_compressed(file, opened, out, kind: str, frames, periods, channel, col
     dataset, indices = opened
     m = need_measurement(file)
     foreground, background = len(m.foreground), len(m.background)
-    kept = dataset.shape[-1] - background
+    count = dataset.shape[-1] - background
     shape = stored_shape(need_calibration(file))
     step = max(1, PIECE // (16 * (foreground + background)))
     for j, period in enumerate(periods):
@@ -243,7 +243,7 @@ def _fill_compressed(file, opened, out, kind: str, frames, periods, channel, col
             index = [np.array([period]), np.array([channel]), some]
             stored = _gather(dataset, [*index, np.arange(dataset.shape[-1])])[0, 0]
             places = (
-                _gather(indices, [*index, np.arange(kept)])[0, 0].astype(np.int64) - 1
+                _gather(indices, [*index, np.arange(count)])[0, 0].astype(np.int64) - 1
             )
             if places.min() < 0 or places.max() >= foreground:
                 raise ValueError(
@@ -251,10 +251,10 @@ def _fill_compressed(file, opened, out, kind: str, frames, periods, channel, col
                     f"{foreground}, found {places.min() + 1} to {places.max() + 1}"
                 )
             rows = np.zeros((len(some), foreground), np.complex128)
-            np.put_along_axis(rows, places, stored[:, :kept], axis=1)
+            np.put_along_axis(rows, places, stored[:, :count], axis=1)
             rows = dct(rows.reshape(-1, *shape), kind, inverse=True)
             rows = rows.reshape(len(some), foreground)
-            rows = np.concatenate([rows, stored[:, kept:]], axis=1)
+            rows = np.concatenate([rows, stored[:, count:]], axis=1)
             out[:, j, start : start + len(some)] = rows[:, frames].T
 
 

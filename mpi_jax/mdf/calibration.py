@@ -272,9 +272,9 @@ def snr(file: MDF) -> Float[np.ndarray, "J C K"]:
     foreground, a = foreground_frames(file), need_acquisition(file)
     m, stored = need_measurement(file), stored_frequencies(file)
     out = np.zeros((a.periods, a.receiver.channels, a.receiver.samples // 2 + 1))
-    if (known := need_calibration(file).snr) is not None:
+    if (ratio := need_calibration(file).snr) is not None:
         place = stored if m.frequency_selection is None else m.frequency_selection
-        out[..., place] = known
+        out[..., place] = ratio
         return out
     if not len(m.background):
         raise ValueError(

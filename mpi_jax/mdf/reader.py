@@ -20,6 +20,7 @@ from mpi_jax.mdf.schema import (
     ExperimentInfo,
     MeasurementInfo,
     TracerInfo,
+    stored_axes,
 )
 from mpi_jax.mdf.source import COUNT, Source, check_heaps, open_hdf5
 
@@ -143,10 +144,7 @@ def _locate(source, file):
         dataset = source.dataset(where)
         if dataset is None:
             continue
-        flags = file.measurement
-        if not axes:
-            axis = "K" if flags.is_fourier_transformed else "V"
-            axes = f"JC{axis}N" if flags.is_fast_frame_axis else f"NJC{axis}"
+        axes = axes or stored_axes(file.measurement)
         pairs = source.v1 and where.endswith("FD")
         if source.v1 and len(dataset.shape) - pairs == 3:
             axes = axes.replace("J", "")

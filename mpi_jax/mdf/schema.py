@@ -318,6 +318,12 @@ def need_calibration(file: MDF) -> CalibrationInfo:
     return file.calibration
 
 
+def stored_axes(info) -> str:
+    """Letters of the axes of /measurement/data."""
+    axis = "K" if info.is_fourier_transformed else "V"
+    return f"JC{axis}N" if info.is_fast_frame_axis else f"NJC{axis}"
+
+
 def stored_shape(grid: CalibrationInfo | ReconstructionInfo) -> list[int]:
     """Voxels along each axis of a regular grid as it is stored, the slowest axis first."""
     if grid.size is None:

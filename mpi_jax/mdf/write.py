@@ -35,6 +35,7 @@ from mpi_jax.mdf.schema import (
     need_calibration,
     need_measurement,
     new_uuid,
+    stored_axes,
     stored_shape,
     time_now,
 )
@@ -241,8 +242,8 @@ def _compress(header, rows, kind: str, coefficients):
     flat = dct(grid, kind).reshape(len(rows), -1)
     places = np.argsort(-np.abs(flat), axis=1, kind="stable")[:, :coefficients]
     places.sort(axis=1)
-    kept = np.take_along_axis(flat, places, axis=1).astype(rows.dtype)
-    return np.concatenate([kept, rows[:, foreground:]], axis=1), places + 1
+    values = np.take_along_axis(flat, places, axis=1).astype(rows.dtype)
+    return np.concatenate([values, rows[:, foreground:]], axis=1), places + 1
 
 
 def _write(path, header, data, shape, place, source, coefficients=None):
@@ -259,8 +260,6 @@ def _write(path, header, data, shape, place, source, coefficients=None):
     if first is None:
         raise ValueError("data: expected an array or pieces of one, got nothing")
     frames, rest = _layout(header, True)
-    axes = "K" if m.is_fourier_transformed else "V"
-    axes = f"JC{axes}N" if m.is_fast_frame_axis else f"NJC{axes}"
     stored: tuple[int, ...] = (frames, *rest)
     if m.is_fast_frame_axis:
         stored = (*rest, frames)
@@ -270,7 +269,7 @@ def _write(path, header, data, shape, place, source, coefficients=None):
         indices = (*rest, coefficients)
     described = DataInfo(
         dataset="/measurement/data",
-        axes=axes,
+        axes=stored_axes(m),
         shape=stored,
         dtype=first.dtype,
         indices_shape=indices,
@@ -320,8 +319,8 @@ def write_reconstruction(
       >>> import numpy as np
       >>> from mpi_jax import mdf, scanner
       >>> images = np.zeros((3, 2, 2))  # three frames
-      >>> grid, made = scanner.paper(2).grid, {"method": "kaczmarz", "lam": 1e-2}
-      >>> mdf.write_reconstruction("images.mdf", images, grid=grid, parameters=made)
+      >>> grid, settings = scanner.paper(2).grid, {"method": "kaczmarz", "lam": 1e-2}
+      >>> mdf.write_reconstruction("images.mdf", images, grid=grid, parameters=settings)
       >>> mdf.images(mdf.read("images.mdf")).shape  # [Q, S, nz, ny, nx]
       (3, 1, 1, 2, 2)
     """

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -59,19 +58,20 @@ def ridge(
 
 
 def nearest(
-    known: Float[Array | np.ndarray, "n M"],
+    training_signals: Float[Array | np.ndarray, "n M"],
     images: Float[Array | np.ndarray, "n ny nx"],
     signals: Float[Array | np.ndarray, "B _M"],
 ) -> Float[Array, "B ny nx"]:
     """The image of the nearest known signal, by Euclidean distance."""
-    known, signals = jnp.asarray(known), jnp.asarray(signals)
-    if known.shape[1] != signals.shape[1]:
+    training_signals, signals = jnp.asarray(training_signals), jnp.asarray(signals)
+    if training_signals.shape[1] != signals.shape[1]:
         raise ValueError(
-            f"signals: expected {known.shape[1]} samples, got {signals.shape[1]}"
+            f"signals: expected {training_signals.shape[1]} samples, got "
+            f"{signals.shape[1]}"
         )
     # |y - k|^2 = |y|^2 - 2 y . k + |k|^2, of which the first is the same for all k.
-    product = jnp.matmul(signals, known.T, precision="highest")
-    distance = jnp.sum(known**2, axis=1)[None] - 2 * product
+    product = jnp.matmul(signals, training_signals.T, precision="highest")
+    distance = jnp.sum(training_signals**2, axis=1)[None] - 2 * product
     return jnp.asarray(images)[jnp.argmin(distance, axis=1)]
 
 
@@ -100,16 +100,15 @@ class Training:
         self.config, self.forward = config, forward
 
     def _batches(self, count: int) -> Iterator[tuple[np.ndarray, Array]]:
-        # The noise of the run's own training.
-        noise, _, _ = jax.random.split(jax.random.key(self.config.seed), 3)
+        noise, _ = data.training_keys(self.config.seed)  # the run's own
         size, snr = self.config.data.batch_size, self.config.data.snr_db
         for start in range(0, count, size):
             examples = data.draw(self.forward, "train", start, size, snr, noise)
-            signals = _signals(self.forward, examples.voltage)
+            signals = data.scaled(self.forward, examples.voltage)
             yield np.asarray(signals), examples.image
 
     @cached_property
-    def known(self) -> tuple[np.ndarray, np.ndarray]:
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
         """Signals and images to look among."""
         batches = self._batches(min(self.count, NEAREST_IMAGES))
         signals, images = zip(*batches, strict=True)
@@ -136,12 +135,7 @@ class Training:
         return np.mean(parts, axis=0)
 
 
-def _signals(forward: data.ForwardModel, u: Array) -> Array:
-    """Voltages as the networks get them, [B, M]."""
-    return (u / forward.scale[None]).reshape(len(u), -1)
-
-
-def _known(problem: Problem, method: str) -> tuple[data.ForwardModel, Training]:
+def _training_of(problem: Problem, method: str) -> tuple[data.ForwardModel, Training]:
     if problem.forward is None or problem.training is None:
         raise ValueError(
             f"method {method}: expected training examples, which only a run has "
@@ -157,23 +151,25 @@ def zero_solver(problem: Problem) -> Solve:
 
 def mean_solver(problem: Problem) -> Solve:
     """The mean training image, whatever the signal."""
-    _, training = _known(problem, "mean")
+    _, training = _training_of(problem, "mean")
     mean = jnp.asarray(training.mean)
     return lambda u: Reconstruction(jnp.broadcast_to(mean, (len(u), *mean.shape)))
 
 
 def nearest_solver(problem: Problem) -> Solve:
     """The training image whose signal is nearest."""
-    forward, training = _known(problem, "nearest")
-    known, images = (jnp.asarray(a) for a in training.known)
-    return lambda u: Reconstruction(nearest(known, images, _signals(forward, u)))
+    forward, training = _training_of(problem, "nearest")
+    training_signals, images = (jnp.asarray(a) for a in training.examples)
+    return lambda u: Reconstruction(
+        nearest(training_signals, images, data.scaled(forward, u))
+    )
 
 
 def ridge_solver(problem: Problem, *, lam: float) -> Solve:
     """The linear map of least squares over training examples; lam as in `ridge`."""
-    forward, training = _known(problem, "ridge")
+    forward, training = _training_of(problem, "ridge")
     linear = jnp.asarray(ridge(*training.moments, lam), jnp.float32)
-    return lambda u: Reconstruction(problem.images(_signals(forward, u) @ linear))
+    return lambda u: Reconstruction(problem.images(data.scaled(forward, u) @ linear))
 
 
 def xspace_max_solver(problem: Problem, *, width: float | None) -> Solve:

@@ -19,7 +19,7 @@ from mpi_jax import configs, data, phantoms, pretrained, train
 from mpi_jax.configs import Config
 from mpi_jax.methods.problem import Problem, Reconstruction, Solve
 from mpi_jax.methods.table import METHODS, Method
-from mpi_jax.runs import WEIGHTS
+from mpi_jax.runs import WEIGHTS, has_weights
 
 
 def weights_file(place: Path) -> Path:
@@ -38,9 +38,9 @@ def load_network(place: Path) -> tuple[Config, nn.Module, Any]:
 
 def label(config: Config, generator: Any) -> str:
     """Name of a network in tables, from its row: its kind, and where physics went in."""
-    own = getattr(generator.config, "label", None)
-    if own is not None:  # the baselines say it themselves
-        return own
+    row_label = getattr(generator.config, "label", None)
+    if row_label is not None:  # the baselines say it themselves
+        return row_label
     single = generator.config.tasks == ("recon",)
     name = "Single-task TransGAN" if single else "Dual-task TransGAN"
     matched = ", matched" if config.generator.endswith("_matched") else ""
@@ -92,8 +92,8 @@ class Network:
     @property
     def lacks(self) -> tuple[str, ...]:
         """Families of phantoms that it was trained without."""
-        seen = self.config.data.families
-        return tuple(f for f in phantoms.FAMILIES if f not in seen)
+        trained_on = self.config.data.families
+        return tuple(f for f in phantoms.FAMILIES if f not in trained_on)
 
 
 def of_runs(
@@ -144,6 +144,12 @@ def of_runs(
             names, labels, abouts, loaded, strict=True
         )
     }
+
+
+def of_workdir(workdir: Path, further: Sequence[Path]) -> dict[str, Network]:
+    """The network of a work folder, where it has weights, and those of further runs."""
+    this_run = [workdir] if has_weights(workdir) else []
+    return of_runs([*this_run, *further])
 
 
 def _at(config: Config, calibration: Path | None) -> Config:
@@ -205,24 +211,26 @@ def forward_model(problem: Problem, config: Config) -> data.ForwardModel:
     return data.build(config)
 
 
-def check_same(workdir, config, folder, other) -> None:
+def check_same(workdir, config, folder, other_config) -> None:
     """Runs of one table have the same scanner and test signals."""
     pairs = [
         (
             f"scanner.{f.name}",
             getattr(config.scanner, f.name),
-            getattr(other.scanner, f.name),
+            getattr(other_config.scanner, f.name),
         )
         for f in dataclasses.fields(config.scanner)
     ]
-    pairs.append(("data.test_snr_db", config.data.test_snr_db, other.data.test_snr_db))
-    found = [
+    pairs.append(
+        ("data.test_snr_db", config.data.test_snr_db, other_config.data.test_snr_db)
+    )
+    differences = [
         f"{n} is {b!r} there and {a!r} in {workdir}" for n, a, b in pairs if a != b
     ]
-    if found:
+    if differences:
         raise ValueError(
             f"{folder}: expected a run of the same scanner and test settings; "
-            + "; ".join(found)
+            + "; ".join(differences)
         )
 
 
@@ -236,9 +244,11 @@ def distinct(labels: list[str], abouts: list[dict]) -> list[str]:
         "run {number}",
     ):
         for name in {n for n in labels if labels.count(n) > 1}:
-            same = [i for i, n in enumerate(labels) if n == name]
-            said = [words.format(**abouts[i], number=k + 1) for k, i in enumerate(same)]
-            if len(set(said)) > 1:
-                for i, text in zip(same, said, strict=True):
+            indices = [i for i, n in enumerate(labels) if n == name]
+            texts = [
+                words.format(**abouts[i], number=k + 1) for k, i in enumerate(indices)
+            ]
+            if len(set(texts)) > 1:
+                for i, text in zip(indices, texts, strict=True):
                     labels[i] = f"{name}, {text}"
     return labels

@@ -27,16 +27,11 @@ class Ready:
     threshold: float
     at_edge: tuple[str, ...] = ()
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """Settings for a table."""
-        return {**self.settings, "threshold": self.threshold}
-
-    def mask(self, made: Reconstruction):
+    def mask(self, reconstruction: Reconstruction):
         """The masks of images: a network's own, or what is above the threshold."""
-        if made.mask_logit is not None:
-            return made.mask_logit > 0
-        return tuning.threshold(made.image, self.threshold)
+        if reconstruction.mask_logit is not None:
+            return reconstruction.mask_logit > 0
+        return tuning.threshold(reconstruction.image, self.threshold)
 
 
 def ready(
@@ -50,11 +45,11 @@ def ready(
     settings: given ones, where nothing is to be chosen. Networks have none to choose.
     """
     if method.kind == "learned" or settings is not None:
-        given = settings or {}
-        solve = method.prepare(problem, given)
+        solve = method.prepare(problem, settings)
         image = jnp.clip(solve(examples.voltage).image, 0, 1)
-        told = {n: v for n, v in method.complete(given).items() if n != "largest"}
-        return Ready(method, solve, told, tuning.tune_threshold(image, examples))
+        every = method.complete(settings).items()
+        settings = {n: v for n, v in every if n != "largest"}
+        return Ready(method, solve, settings, tuning.tune_threshold(image, examples))
     tune = controls.tune if method.kind == "control" else tuning.tune
     tuned = tune(problem, method.name, examples)
     return Ready(

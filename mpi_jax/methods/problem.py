@@ -96,8 +96,8 @@ class Problem:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image."""
-        own = self.grid.shape
-        return own if self.tracers is None else (self.tracers, *own)
+        grid_shape = self.grid.shape
+        return grid_shape if self.tracers is None else (self.tracers, *grid_shape)
 
     def images(self, c: Float[Array, "*batch P"]) -> Float[Array, "*images"]:
         """Columns as images, negative values set to 0."""

@@ -51,15 +51,15 @@ class Method:
                 for name, value in dataclasses.asdict(settings).items()
                 if value is not None
             }
-        given = dict(settings or {})
-        unknown = [name for name in given if name not in self.settings]
+        changes = dict(settings or {})
+        unknown = [name for name in changes if name not in self.settings]
         if unknown:
             option = f"--{unknown[0].replace('_', '-')}"
             raise ValueError(
                 f"{unknown[0]} ({option}): not a setting of method {self.name}; expected "
                 f"some of {', '.join(self.settings) or 'none at all'}"
             )
-        return {**self.settings, **given}
+        return {**self.settings, **changes}
 
 
 def _from(module: str, function: str) -> Callable[..., Solve]:
@@ -146,6 +146,6 @@ METHODS: dict[str, Method] = {
 
 def get(name: str, further: Mapping[str, Method] | None = None) -> Method:
     """A method by its name, of METHODS or of `further`; ValueError for any other."""
-    known = {**METHODS, **(further or {})}
-    expect_one_of("method", name, known)
-    return known[name]
+    methods = {**METHODS, **(further or {})}
+    expect_one_of("method", name, methods)
+    return methods[name]

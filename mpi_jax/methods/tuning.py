@@ -24,9 +24,12 @@ LAMS = tuple(10.0 ** (k / 2) for k in range(1, -13, -1))
 # than they are worth: tables mark a setting at the end of what was tried.
 SWEEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 FEW = 20
-CGNR_STEPS = 100
 # Every setting of a row with every other, in the order of the method's own.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cgnr": {
+        "lam": (0.0,),
+        "iterations": (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100),
+    },
     "tikhonov": {"lam": LAMS},
     "elastic_net": {
         "lam": tuple(10.0**k for k in range(0, -6, -1)),
@@ -141,13 +144,6 @@ def kaczmarz_candidates(
         yield from run(lam, SWEEPS[-1])
 
 
-def _cgnr_candidates(problem: Problem, examples: data.Examples) -> Iterator[Candidate]:
-    for count in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, CGNR_STEPS):
-        settings = {"lam": 0.0, "iterations": count}
-        solve = table.METHODS["cgnr"].prepare(problem, settings)
-        yield settings, solve(examples.voltage).image
-
-
 def xspace_widths(problem: Problem) -> list[float]:
     """Gridding widths to try [m]."""
     scanner = classical.scanner_of(problem, "xspace")
@@ -190,7 +186,6 @@ def _xspace_tensor_candidates(
 
 _CANDIDATES: dict[str, Callable[[Problem, data.Examples], Iterator[Candidate]]] = {
     "kaczmarz": kaczmarz_candidates,
-    "cgnr": _cgnr_candidates,
     "xspace": _xspace_candidates,
     "xspace_tensor": _xspace_tensor_candidates,
 }

@@ -401,8 +401,8 @@ def _sizes(name, config, dropped=0):
     """Rows of a network for 128, 64 and 32 pixels; dropped: stages a halving costs."""
     rows = {}
     for halvings, side in enumerate((128, 64, 32)):
-        kept = config.channels[: len(config.channels) - dropped * halvings]
-        rows[f"{name}{side}"] = replace(config, image_size=side, channels=kept)
+        channels = config.channels[: len(config.channels) - dropped * halvings]
+        rows[f"{name}{side}"] = replace(config, image_size=side, channels=channels)
     return rows
 
 

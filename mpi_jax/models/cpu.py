@@ -31,11 +31,10 @@ def product_forward(x, kernel):
     return jnp.matmul(x, kernel), (x, kernel)
 
 
-def product_backward(kept, slope):
-    x, kernel = kept
+def product_backward(residuals, slope):
+    x, kernel = residuals
     left, right = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
-    rows = len(left)
-    size = max(n for n in range(1, min(ROWS, rows) + 1) if rows % n == 0)
+    size = _largest_divisor(len(left), ROWS)
     if size > ROWS // 8:
         left, right = (a.reshape(-1, size, a.shape[-1]) for a in (left, right))
         to_kernel = _times(left.mT, right).sum(0)
@@ -94,8 +93,8 @@ def convolve_forward(x, kernel):
     return _plain(x, kernel), (x, kernel)
 
 
-def convolve_backward(kept, slope):
-    x, kernel = kept
+def convolve_backward(residuals, slope):
+    x, kernel = residuals
     (ny, nx), (inputs, outputs) = x.shape[1:3], kernel.shape[2:]
     transposed = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -148,8 +147,8 @@ def attend_forward(query, key, value, bias):
     return mixed, (query, key, value, bias, mixed, level)
 
 
-def attend_backward(kept, slope):
-    query, key, value, bias, mixed, level = kept
+def attend_backward(residuals, slope):
+    query, key, value, bias, mixed, level = residuals
     along = jnp.sum(slope * mixed, -1, keepdims=True, dtype=jnp.float32)
 
     def some(total, parts):
@@ -176,11 +175,14 @@ def attend_backward(kept, slope):
 attend_in_chunks.defvjp(attend_forward, attend_backward)
 
 
+def _largest_divisor(number, most):
+    return max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+
+
 def _chunks(*arrays):
     """[N, heads, T, ...] as [chunks, N / chunks, heads, T, ...], see CHUNK."""
     number, heads, tokens = arrays[0].shape[:3]
-    most = max(CHUNK // (heads * tokens**2), 1)
-    size = max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+    size = _largest_divisor(number, max(CHUNK // (heads * tokens**2), 1))
     return tuple(a.reshape(-1, size, *a.shape[1:]) for a in arrays)
 
 

@@ -97,7 +97,7 @@ def _draw(values, kind: str, family, split, half) -> Drawing:
 
     values: `_values` of the picture.
     """
-    at = (np.arange(PREVIEW, dtype=np.float32) + 0.5) / PREVIEW * 2 - 1
+    at = _centres(PREVIEW)
     x, y = at[None] * half[0], at[:, None] * half[1]
 
     def attempt(number):
@@ -116,15 +116,17 @@ def _draw(values, kind: str, family, split, half) -> Drawing:
     return lax.while_loop(rejected, lambda state: attempt(state[0]), empty)[1]
 
 
+def _centres(count: int) -> np.ndarray:
+    """Of so many equal cells from -1 to 1."""
+    return (np.arange(count, dtype=np.float32) + 0.5) / count * 2 - 1
+
+
 def _render(drawing: Drawing, shape: tuple[int, int], half):
     """Concentration and coverage, means over the pixels, [ny, nx] each."""
     ny, nx = shape
     # Sub-pixels of at most 1/256 where 2 to 8 per pixel and axis can give that.
     sy, sx = (min(8, max(2, math.ceil(256 / n))) for n in shape)
-    across = jnp.asarray(
-        (np.arange(nx * sx, dtype=np.float32) + 0.5) / (nx * sx) * 2 - 1
-    )
-    down = jnp.asarray((np.arange(ny * sy, dtype=np.float32) + 0.5) / (ny * sy) * 2 - 1)
+    all_across, all_down = (jnp.asarray(_centres(n)) for n in (nx * sx, ny * sy))
     width = half[0] / (nx * sx) + half[1] / (ny * sy)
 
     def pixels(across, down):
@@ -135,11 +137,10 @@ def _render(drawing: Drawing, shape: tuple[int, int], half):
         return tuple(f.reshape(shape).mean(axis=(1, 3)) for f in sub_pixels)
 
     if jax.default_backend() != "cpu":
-        return pixels(across, down)
+        return pixels(all_across, all_down)
     # Tiles, so that items which are elsewhere can be left out; the last may overlap.
     ty, tx = (min(n, max(1, TILE // s)) for n, s in ((ny, sy), (nx, sx)))
     rows, columns = (-(-n // t) for n, t in ((ny, ty), (nx, tx)))
-    all_across, all_down = jnp.asarray(across), jnp.asarray(down)
     empty = jnp.zeros(shape)
 
     def tile(number, images):

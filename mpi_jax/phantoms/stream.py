@@ -48,9 +48,9 @@ def _by_number(number, key, grid, split):
     if is_integer(number):
         number = int(number)
         return picture(values, half, split, number, shape, KIND_OF[FAMILIES[number]])
-    which = jnp.asarray([kinds.index(KIND_OF[name]) for name in FAMILIES])[number]
+    branch = jnp.asarray([kinds.index(KIND_OF[name]) for name in FAMILIES])[number]
     makers = [functools.partial(picture, shape=shape, kind=kind) for kind in kinds]
-    return lax.switch(which, makers, values, half, split, number)
+    return lax.switch(branch, makers, values, half, split, number)
 
 
 def sample_with_mask(
@@ -237,7 +237,7 @@ def batch(
     start = jnp.asarray(start, jnp.int32)
     place = np.arange(size)
     # Checked here, and sorted as they take turns.
-    shown = indices(start + place, families, images)
+    image_numbers = indices(start + place, families, images)
     chosen = [number for number, name in enumerate(FAMILIES) if name in families]
     stride = len(chosen)
     first = (np.arange(stride) - start) % stride  # place in the batch, per family
@@ -262,8 +262,8 @@ def batch(
     )
     slot = (start + place) % stride
     turn = (place - first[slot]) // stride
-    kept = masks[slot, turn].astype(jnp.float32)
-    return pictures[slot, turn], kept, jnp.asarray(shown) % len(FAMILIES)
+    family = jnp.asarray(image_numbers) % len(FAMILIES)
+    return pictures[slot, turn], masks[slot, turn].astype(jnp.float32), family
 
 
 def mask(concentration: Float[Array, "*batch ny nx"]) -> Bool[Array, "*batch ny nx"]:

@@ -220,18 +220,18 @@ def colonise(
       [0, 0, 1, 2]
     """
     nodes, parents = [np.asarray(root, float)], [0]
-    left = np.asarray(attractors, float)
+    remaining = np.asarray(attractors, float)
     # Each round that sprouts nothing ends it; a bound all the same.
-    for _ in range(4 * len(left) + round(4 / step)):
-        if not len(left):
+    for _ in range(4 * len(remaining) + round(4 / step)):
+        if not len(remaining):
             break
         have = np.array(nodes)
-        gap = np.linalg.norm(left[:, None] - have[None], axis=-1)
+        gap = np.linalg.norm(remaining[:, None] - have[None], axis=-1)
         nearest, distance = gap.argmin(axis=1), gap.min(axis=1)
         draws = distance <= max(influence, distance.min())
         sprouts = []
         for node in np.unique(nearest[draws]):
-            toward = left[draws & (nearest == node)] - have[node]
+            toward = remaining[draws & (nearest == node)] - have[node]
             toward = toward[np.argsort(np.linalg.norm(toward, axis=1))]
             toward /= np.linalg.norm(toward, axis=1, keepdims=True)
             # The mean direction; where attractors cancel or a branch stands there
@@ -246,8 +246,8 @@ def colonise(
         nodes += [new for new, _ in sprouts]
         parents += [int(node) for _, node in sprouts]
         fresh = np.array([new for new, _ in sprouts])
-        gap = np.linalg.norm(left[:, None] - fresh[None], axis=-1).min(axis=1)
-        left = left[gap > kill]
+        gap = np.linalg.norm(remaining[:, None] - fresh[None], axis=-1).min(axis=1)
+        remaining = remaining[gap > kill]
     return np.array(nodes), np.array(parents)
 
 
@@ -383,6 +383,6 @@ def batch(name: str, count: int, grid: Grid) -> Float[np.ndarray, "count ny nx"]
     """
     expect(name in NAMES, "name", f"one of {', '.join(NAMES)}", repr(name))
     count = check_count("count", count)
-    own = jax.random.key(NAMES.index(name), impl="threefry2x32")
-    keys = (jax.random.fold_in(own, i) for i in range(count))
+    shape_key = jax.random.key(NAMES.index(name), impl="threefry2x32")
+    keys = (jax.random.fold_in(shape_key, i) for i in range(count))
     return np.stack([sample(k, grid, name) for k in keys]).astype(np.float32)

@@ -34,8 +34,8 @@ def murray(share: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, 
       '0.794, 37.5 degrees'
     """
     radius = jnp.cbrt(share)
-    other = jnp.cbrt(1 - share)
-    cosine = (1 + radius**4 - other**4) / (2 * radius**2)
+    sibling = jnp.cbrt(1 - share)
+    cosine = (1 + radius**4 - sibling**4) / (2 * radius**2)
     return radius, jnp.arccos(jnp.clip(cosine, -1, 1))
 
 

@@ -54,20 +54,22 @@ def measured(
 
     scans = None
     if background is not None:
-        other, moved = _periods(background, settings)
-        if len(other) != len(groups):
+        background_groups, background_offsets = _periods(background, settings)
+        if len(background_groups) != len(groups):
             raise ValueError(
                 f"{background.path}: expected {len(groups)} groups of periods like the "
-                f"measurement, found {len(other)}"
+                f"measurement, found {len(background_groups)}"
             )
-        if len(groups) > 1 and offsets is not None and moved is not None:
-            if np.abs(offsets - moved).max() > NEAR:
+        if len(groups) > 1 and offsets is not None and background_offsets is not None:
+            if np.abs(offsets - background_offsets).max() > NEAR:
                 raise ValueError(
                     f"{background.path}: expected the offset fields of the measurement "
                     "in its order, found others"
                 )
         every = np.arange(mdf.need_acquisition(background).frames)
-        scans, level = _spectra(background, frequency_selection, every, other, settings)
+        scans, level = _spectra(
+            background, frequency_selection, every, background_groups, settings
+        )
         scans, level = scans / factors[1], level / np.abs(factors[1])
     elif len(empty) and (
         settings.background != "none" or settings.whitening or settings.joint_background

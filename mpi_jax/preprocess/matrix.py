@@ -46,14 +46,14 @@ def rows_on_grid(
     stored = np.sort(voxels)
     rows = mdf.system_matrix(calibration, frequency_selection, voxels=stored)
     info = mdf.need_measurement(calibration)
-    kept = len(info.background) and not info.is_background_corrected
+    has_background = len(info.background) and not info.is_background_corrected
     if settings.matrix_background == "none":
-        if kept:
+        if has_background:
             notes.append(
                 "the system matrix keeps its background (matrix_background none)"
             )
         rows = rows[..., : len(stored)]
-    elif settings.matrix_background == "mean" and kept:
+    elif settings.matrix_background == "mean" and has_background:
         empty = rows[..., len(stored) :].mean(-1, keepdims=True)
         rows = rows[..., : len(stored)] - empty
     else:  # as it is where the file says so, an error without background frames
@@ -77,13 +77,13 @@ def _sparse(rows, grid, settings):
     if settings.sparse_threshold:
         least = settings.sparse_threshold * size.max(axis=1, keepdims=True)
     else:
-        left = int(settings.sparse_reduction * rows.shape[1])
-        if not left:
+        count = int(settings.sparse_reduction * rows.shape[1])
+        if not count:
             raise ValueError(
                 f"sparse_reduction: expected at least {1 / rows.shape[1]:.2g}, one of "
                 f"{rows.shape[1]} coefficients, got {settings.sparse_reduction}"
             )
-        least = np.sort(size, axis=1)[:, -left, None]
+        least = np.sort(size, axis=1)[:, -count, None]
     coefficients = np.where(size >= least, coefficients, 0)
     back = _linalg.dct(coefficients.reshape(-1, *grid.shape), "DCT-II", inverse=True)
     return back.reshape(rows.shape).astype(rows.dtype, copy=False)

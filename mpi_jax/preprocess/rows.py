@@ -65,12 +65,12 @@ def select(calibration: mdf.MDF, settings: Preprocessing) -> Bool[np.ndarray, "C
 
 def transfer(
     calibrations: Sequence[mdf.MDF],
-    others: Sequence[mdf.MDF],
+    measurements: Sequence[mdf.MDF],
     frequency_selection: Bool[np.ndarray, "C K"],
     settings: Preprocessing,
 ) -> list[np.ndarray]:
     """What the selected rows of each file are divided by, [M] each."""
-    files = [*calibrations, *others]
+    files = [*calibrations, *measurements]
     unchanged = np.ones(frequency_selection.sum())
     having = [
         file
@@ -97,7 +97,7 @@ def transfer(
                 f"transfer_function: expected one in {file.path}, which is not corrected, "
                 "got none"
             )
-        if settings.period_grouping > 1 and any(file is one for one in others):
+        if settings.period_grouping > 1 and any(file is one for one in measurements):
             raise ValueError(
                 f"transfer_function: expected {file.path} to be corrected already, for its "
                 "transfer function is not known at the frequencies of period_grouping"

@@ -87,15 +87,15 @@ def prepare(
     )
     if not calibrations:
         raise ValueError("calibration: expected at least one file, got none")
-    others = [file for file in (measurement, background) if file is not None]
-    for file, other in itertools.product(calibrations, others):
-        _check_fit(file, other, settings)
+    measured_files = [file for file in (measurement, background) if file is not None]
+    for file, measured_file in itertools.product(calibrations, measured_files):
+        _check_fit(file, measured_file, settings)
     frequency_selection = np.logical_and.reduce(
         [select(file, settings) for file in calibrations]
     )
     if not frequency_selection.any():
         raise ValueError("calibration: expected rows selected in all files, got none")
-    factors = transfer(calibrations, others, frequency_selection, settings)
+    factors = transfer(calibrations, measured_files, frequency_selection, settings)
 
     notes: list[str] = []
     parts = [
@@ -208,15 +208,15 @@ def _rows_alone(rows, frequency_selection, grid, settings, notes, tracers):
     )
 
 
-def _check_fit(calibration, other, settings):
+def _check_fit(calibration, measurement, settings):
     differing = [
         text
-        for text in mdf.compatible(calibration, other, settings.period_grouping)
+        for text in mdf.compatible(calibration, measurement, settings.period_grouping)
         if text.split(":")[0] not in settings.tolerate
     ]
     if differing:
         raise ValueError(
-            f"{calibration.path} doesn't fit {other.path}: {'; '.join(differing)}"
+            f"{calibration.path} doesn't fit {measurement.path}: {'; '.join(differing)}"
         )
 
 

@@ -39,7 +39,7 @@ from mpi_jax._checks import (
     check_positive,
     expect,
 )
-from mpi_jax._linalg import matmul
+from mpi_jax._linalg import dct_matrix, matmul
 from mpi_jax.reconstruct import operators
 from mpi_jax.reconstruct.spectral import SpectralBasis, project
 
@@ -193,7 +193,8 @@ def total_variation(
         length = jnp.sqrt(jnp.where(large, energy, 1))
         return jnp.where(large, y - y * (threshold / length), 0).reshape(-1, axes * P)
 
-    cosines = [_cosines(n, dtype) for n in grid]
+    # Of reflecting edges.
+    cosines = [jnp.asarray(dct_matrix("DCT-II", n), dtype) for n in grid]
     curvature = sum(
         np.reshape(2 - 2 * np.cos(np.pi * np.arange(n) / n), (-1,) + (1,) * after)
         for n, after in zip(grid, range(axes - 1, -1, -1), strict=True)
@@ -265,10 +266,3 @@ def _resolver(basis, rho, batch):
         return x - matmul(matmul(x, basis.V) * share, basis.V.T)
 
     return penalty, resolve
-
-
-def _cosines(n, dtype):
-    """Orthonormal cosine transform [frequency, position] for reflecting edges."""
-    k, j = np.arange(n)[:, None], np.arange(n)[None]
-    matrix = np.cos(np.pi * k * (j + 0.5) / n) * np.sqrt(np.where(k == 0, 1, 2) / n)
-    return jnp.asarray(matrix, dtype)

@@ -117,10 +117,7 @@ def _cgnr(S, u, lam, *, iterations, real, nonnegative, path):
 
     slope = start / unit
     state = (jnp.zeros_like(slope), u, slope, _energy(slope))
-    (c, *_), kept = lax.scan(step, state, length=iterations)
-    scale = size / unit
-    if path:
-        c, scale = jnp.moveaxis(kept, 0, -2), scale[..., None]
+    c, scale = _iterated(step, state, iterations, path, size / unit)
     return _clipped(c, nonnegative) * scale
 
 
@@ -199,11 +196,14 @@ def _elastic_net(S, u, l1, l2, *, iterations, real, nonnegative, path):
 
     zero = jnp.zeros_like(_adjoint(S, u, real))
     state = (zero, zero, jnp.ones_like(size))
-    (c, *_), kept = lax.scan(step, state, length=iterations)
-    scale = size / norm
-    if path:
-        c, scale = jnp.moveaxis(kept, 0, -2), scale[..., None]
+    c, scale = _iterated(step, state, iterations, path, size / norm)
     return c * scale
+
+
+def _iterated(step, state, iterations, path, scale):
+    """c of the last step, or with `path` of every one [..., iterations, P]; its scale."""
+    (c, *_), iterates = lax.scan(step, state, length=iterations)
+    return (jnp.moveaxis(iterates, 0, -2), scale[..., None]) if path else (c, scale)
 
 
 def _adjoint(S, u, real):

@@ -149,7 +149,7 @@ def check_scanner(scanner):
         "relaxation": tracer.relaxation_time is not None,
         "a size distribution": tracer.diameter_spread is not None,
     }
-    named = ", ".join(name for name, there in unknown.items() if there)
+    named = ", ".join(name for name, is_present in unknown.items() if is_present)
     expect(
         not named,
         "scanner",

@@ -33,7 +33,7 @@ class TensorPlan:
     """What the signals of one scan share; built by `tensor_plan`, on the host in float64.
 
     samples [CV, CV]: u -> weights of the samples; directed [C, V], columns [V, nx], rows
-    [ny, V]: from those to the trace. seen [ny, nx]: 1 where the path went. kernel: real
+    [ny, V]: from those to the trace. on_path [ny, nx]: 1 where the path went. kernel: real
     spectrum of the trace kernel over its largest value `peak`, on the padded grid. lost
     [P, q]: orthonormal traces of the missing frequencies, inner [q, q] their inverse.
     """
@@ -42,7 +42,7 @@ class TensorPlan:
     directed: Float[Array | np.ndarray, "C V"]
     columns: Float[Array | np.ndarray, "V nx"]
     rows: Float[Array | np.ndarray, "ny V"]
-    seen: Float[Array | np.ndarray, "ny nx"]
+    on_path: Float[Array | np.ndarray, "ny nx"]
     kernel: Float[Array | np.ndarray, "rows half"]
     peak: Float[Array | np.ndarray, ""]
     lost: Float[Array | np.ndarray, "P q"]
@@ -127,7 +127,7 @@ def tensor_plan(
       >>> drive = dataclasses.replace(s.drive_field, divider=(12, 11, 0))  # 132 samples
       >>> s = dataclasses.replace(s, drive_field=drive)
       >>> plan = tensor_plan(s)
-      >>> plan.seen.shape  # [ny, nx]
+      >>> plan.on_path.shape  # [ny, nx]
       (12, 12)
     """
     check_scanner(scanner)
@@ -165,10 +165,10 @@ def tensor_plan(
         (axis >= a - step / 2) & (axis <= b + step / 2)
         for axis, a, b, step in zip((x, y), low, high, pitch[:2], strict=True)
     )
-    seen = within_y[:, None] & within_x
-    expect(seen.any(), "scanner", "a grid that the scan's path meets", "none of it")
+    on_path = within_y[:, None] & within_x
+    expect(on_path.any(), "scanner", "a grid that the scan's path meets", "none of it")
     if width is None:
-        pixels = np.stack(np.meshgrid(x, y), axis=-1)[seen]
+        pixels = np.stack(np.meshgrid(x, y), axis=-1)[on_path]
         far = scipy.spatial.cKDTree(position).query(pixels)[0].max()
         steepest = np.abs(np.linalg.eigvalsh(gradient[:2, :2])).max()
         width = max(1.75 * far, 0.9 * 4.161 / (beta * steepest))
@@ -203,7 +203,7 @@ def tensor_plan(
     response = weights @ missing
     work = np.einsum("cn,cnq->nq", directed, response.reshape(channels, samples, -1))
     lost = np.einsum("yn,nx,nq->yxq", rows, columns, work, optimize=True)
-    lost = (lost * seen[..., None]).reshape(seen.size, -1)
+    lost = (lost * on_path[..., None]).reshape(on_path.size, -1)
     left, size, _ = np.linalg.svd(lost, full_matrices=False)
     lost = left[:, size > 1e-4 * size.max(initial=0)]
     # Noise without bound on the missing frequencies: what is left annihilates them.
@@ -227,11 +227,11 @@ def tensor_plan(
         directed / (unit * scale),
         columns,
         rows,
-        seen.astype(float),
+        on_path.astype(float),
         kernel / peak,
         peak,
         lost,
-        _inner(kernel / peak, lost, seen.shape, padded, rho),
+        _inner(kernel / peak, lost, on_path.shape, padded, rho),
         np.asarray(rho),
         padded,
     )
@@ -276,7 +276,7 @@ def with_rho(plan: TensorPlan, rho: float) -> TensorPlan:
     """
     check_positive("rho", rho)
     kernel, lost = np.asarray(plan.kernel, float), np.asarray(plan.lost, float)
-    inner = _inner(kernel, lost, plan.seen.shape, plan.padded, rho)
+    inner = _inner(kernel, lost, plan.on_path.shape, plan.padded, rho)
     return _on_device(dataclasses.replace(plan, inner=inner, rho=np.asarray(rho)))
 
 
@@ -312,7 +312,7 @@ def _trace(plan, u):
     work = jnp.sum(weights * plan.directed[None], axis=1)
     # Gridding is one small matrix product an image, [ny, V] @ [V, nx].
     image = matmul(plan.rows[None] * work[:, None], plan.columns)
-    return image.reshape(*u.shape[:-2], *plan.seen.shape)
+    return image.reshape(*u.shape[:-2], *plan.on_path.shape)
 
 
 def blur(
@@ -338,7 +338,7 @@ def blur(
 
 @jax.jit
 def _blur(plan, image):
-    ny, nx = plan.seen.shape
+    ny, nx = plan.on_path.shape
     spectrum = jnp.fft.rfft2(jnp.asarray(image, plan.kernel.dtype), plan.padded)
     kernel = plan.kernel.reshape((1,) * (image.ndim - 2) + plan.kernel.shape)
     blurred = jnp.fft.irfft2(spectrum * kernel, plan.padded)
@@ -377,10 +377,10 @@ def deconvolve(
 
 @partial(jax.jit, static_argnames="iterations")
 def _deconvolve(plan, blurred, iterations):
-    shape, (ny, nx) = blurred.shape, plan.seen.shape
+    shape, (ny, nx) = blurred.shape, plan.on_path.shape
     k, lost, rho = plan.kernel[None], plan.lost, plan.rho
     data = jnp.asarray(blurred, k.dtype).reshape(-1, ny, nx) / plan.peak
-    seen = plan.seen[None]
+    on_path = plan.on_path[None]
 
     def pad(a):
         return jnp.pad(a, ((0, 0), (0, plan.padded[0] - ny), (0, plan.padded[1] - nx)))
@@ -418,11 +418,11 @@ def _deconvolve(plan, blurred, iterations):
         c = _RELAX * c + (1 - _RELAX) * z + dz
         kc = _RELAX * kc + (1 - _RELAX) * v + dv
         fitted = (data + _COPY * crop(kc)) / (1 + _COPY)
-        v = kc + pad(seen * (fitted - crop(kc)))
+        v = kc + pad(on_path * (fitted - crop(kc)))
         z = pad(jnp.maximum(crop(c), 0))
         return (v, z, kc - v, c - z), None
 
-    start = pad(seen * data)
+    start = pad(on_path * data)
     zero = jnp.zeros_like(start)
     state, _ = jax.lax.scan(step, (start, zero, zero, zero), length=iterations)
     return crop(state[1]).reshape(shape)
@@ -457,7 +457,7 @@ def reconstruct_tensor(
 
 
 def _check_image(plan, image, name):
-    ny, nx = plan.seen.shape
+    ny, nx = plan.on_path.shape
     like = f"shape [..., {ny}, {nx}] like the plan's grid"
     expect(image.shape[-2:] == (ny, nx), name, like, list(image.shape))
     _checks.check_signal(name, image)

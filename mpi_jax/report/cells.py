@@ -62,8 +62,8 @@ def plain(
     """A column of single numbers."""
 
     def number(line: Line) -> float:
-        found = value(line)
-        return math.nan if found is None else found
+        entry = value(line)
+        return math.nan if entry is None else entry
 
     return Column(title, number, lambda line: formatted(form)(number(line)), better)
 
@@ -79,10 +79,10 @@ def mean_and_spread(title: str, pick: Pick, better: int) -> Column:
     return _statistic(title, pick, lambda s: s.mean, spread, better)
 
 
-def spread(found: Statistics) -> str:
+def spread(statistics: Statistics) -> str:
     """Mean and standard deviation."""
-    text = formatted(".2f")(found.mean)
-    return text if math.isnan(found.sd) else f"{text} ± {found.sd:.2f}"
+    text = formatted(".2f")(statistics.mean)
+    return text if math.isnan(statistics.sd) else f"{text} ± {statistics.sd:.2f}"
 
 
 def quantile(
@@ -99,10 +99,10 @@ def interval(pick: Pick, digits: int) -> Column:
     )
 
 
-def interval_text(found: Statistics, digits: int) -> str:
-    if math.isnan(found.low) or math.isnan(found.high):
+def interval_text(statistics: Statistics, digits: int) -> str:
+    if math.isnan(statistics.low) or math.isnan(statistics.high):
         return NOTHING
-    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"[{statistics.low:.{digits}f}, {statistics.high:.{digits}f}]"
 
 
 def _statistic(
@@ -113,12 +113,12 @@ def _statistic(
     better: int,
 ) -> Column:
     def number(line: Line) -> float:
-        found = pick(line)
-        return math.nan if found is None else value(found)
+        statistics = pick(line)
+        return math.nan if statistics is None else value(statistics)
 
     def cell(line: Line) -> str:
-        found = pick(line)
-        return NOTHING if found is None else text(found)
+        statistics = pick(line)
+        return NOTHING if statistics is None else text(statistics)
 
     return Column(title, number, cell, better)
 
@@ -139,6 +139,12 @@ def best_cells(
 def name_cell(line: Tuned) -> str:
     """A method's label, marked where a setting was found at an end of what was tried."""
     return f"{line.label} {EDGE}" if line.at_edge else line.label
+
+
+def full_label(method: MethodInfo) -> str:
+    """A method's label, of a network with what it is given."""
+    given = f" ({method.group})" if method.kind == "learned" else ""
+    return method.label + given
 
 
 def edge_notes(lines: Iterable[Tuned]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpi_jax.report.images import DPI
+from mpi_jax.report.images import DPI, quiet
 from mpi_jax.report.read import Run
 from mpi_jax.report.tables import snr_name
 from mpi_jax.results import LogLine, Statistics
@@ -65,9 +65,7 @@ def training_figure(run: Run) -> "Figure":
                 )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        quiet(axes)
         if not axes.lines:
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
         elif len(curves) > 1:
@@ -114,8 +112,6 @@ def snr_figure(run: Run) -> "Figure":
     axes.set_xticks([at[s] for s in levels], [snr_name(s) for s in levels])
     axes.set_xlabel("power SNR of the signal", fontsize=9)
     axes.set_ylabel("PSNR [dB]", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    quiet(axes)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -40,12 +40,14 @@ def _difference(
     values: Values, one: Group, other: Group, first: str, second: str
 ) -> str:
     """Mean of a metric of one less that of another metric of the other, in words."""
-    found = bootstrap.paired(_stack(values, one, first), _stack(values, other, second))
-    low, high = found["low"], found["high"]
-    told = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    difference = bootstrap.paired(
+        _stack(values, one, first), _stack(values, other, second)
+    )
+    low, high = difference["low"], difference["high"]
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
     digits = 2 if first == "psnr" else 4
-    numbers = (f"{found[k]:+.{digits}f}" for k in ("difference", "low", "high"))
-    return "{} [{}, {}] {}".format(*numbers, told)
+    numbers = (f"{difference[k]:+.{digits}f}" for k in ("difference", "low", "high"))
+    return "{} [{}, {}] {}".format(*numbers, verdict)
 
 
 def _compared(one: Group, other: Group) -> tuple[str, str] | None:

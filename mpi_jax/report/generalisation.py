@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpi_jax._files import write_atomically
-from mpi_jax.report.cells import NOTHING, given_notes, markdown
+from mpi_jax.report.cells import NOTHING, full_label, given_notes, markdown
 from mpi_jax.report.images import (
     DPI,
     colour_bar,
     encoded,
     new_canvas,
     panel,
-    write_on,
+    quiet,
+    write_psnr,
 )
 from mpi_jax.results import (
     Change,
@@ -67,13 +68,13 @@ def _compared(table: GeneralisationTable) -> list[MethodInfo]:
 
 def _drop_table(table: GeneralisationTable) -> Table:
     def cell(row: GeneralisationRow, method: MethodInfo) -> str:
-        found = row.cells.get(method.method)
-        if found is None or math.isnan(found.mean):
+        result = row.cells.get(method.method)
+        if result is None or math.isnan(result.mean):
             return NOTHING
         if not row.in_db:
-            return f"{found.mean:.3g}"
-        text = f"{found.mean:.2f}"
-        if drop := found.drop:
+            return f"{result.mean:.3g}"
+        text = f"{result.mean:.2f}"
+        if drop := result.drop:
             # A minus sign for a drop: what was lost.
             mean, low, high = (-n + 0 for n in (drop.mean, drop.high, drop.low))
             text += f" ({mean:+.2f} [{low:+.2f}, {high:+.2f}])"
@@ -178,17 +179,13 @@ def _drop_figure(table: GeneralisationTable) -> "Figure | None":
                 ms=3.2,
                 lw=1.2,
                 color=COLOURS[n % len(COLOURS)],
-                label=f"{method.label} ({method.group})"
-                if method.kind == "learned"
-                else method.label,
+                label=full_label(method),
             )
         axes.axvline(0, color="#5b6570", lw=0.8)
         axes.set_yticks(range(len(lines)), [row.case for row in lines], fontsize=8)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.set_title(suite, fontsize=9.5, loc="left")
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        quiet(axes, "x")
     panels[-1].set_xlabel(
         "change of the mean PSNR from in distribution [dB], 95 % interval", fontsize=9
     )
@@ -206,8 +203,7 @@ def _shape_figure(values: GeneralisationValues, methods: list[MethodInfo]) -> "F
     for method in methods:
         name = method.method
         images = {c: values.images[*c, name] for c in cases}
-        given = f" ({method.group})" if method.kind == "learned" else ""
-        rows.append((method.label + given, images))
+        rows.append((full_label(method), images))
     size, gap, left, head = 1.05, 0.04, 1.15, 0.3
     bar = left + len(cases) * (size + gap)
     figure, canvas = new_canvas(bar + 0.72, head + len(rows) * (size + gap) + gap)
@@ -224,8 +220,6 @@ def _shape_figure(values: GeneralisationValues, methods: list[MethodInfo]) -> "F
             box = (x, y, size, size)
             picture = panel(canvas, images[case], box, cmap="gray", vmin=0, vmax=1)
             if row:
-                error = np.mean((images[case] - values.truths[case]) ** 2)
-                psnr = -10 * math.log10(max(float(error), 1e-12))
-                write_on(canvas, x + 0.05, y + 0.05, f"{psnr:.1f} dB")
+                write_psnr(canvas, box, images[case] - values.truths[case])
     colour_bar(figure, picture, (bar + 0.03, head, 0.12, size), "image")
     return figure

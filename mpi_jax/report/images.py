@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -91,15 +91,15 @@ def save_l_curve(
             "lams, residual, solution, images: expected one entry of each for every lam "
             f"and the index of one; got {shapes} and {index}"
         )
-    shown = np.linspace(0, len(lams) - 1, min(6, len(lams))).round().astype(int)
-    shown[np.abs(shown - index).argmin()] = index
+    selected = np.linspace(0, len(lams) - 1, min(6, len(lams))).round().astype(int)
+    selected[np.abs(selected - index).argmin()] = index
     figure = Figure(figsize=(9, 3.6), dpi=DPI, layout="constrained", facecolor="white")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.15))[0]
     curve = left.subplots()
     curve.loglog(residual, solution, ".-", color="0.5", lw=0.8)
-    curve.loglog(residual[shown], solution[shown], "o", color="0.25", ms=4)
+    curve.loglog(residual[selected], solution[selected], "o", color="0.25", ms=4)
     curve.loglog(residual[index], solution[index], "o", color=MASK_COLOUR, ms=8)
-    for n in shown:
+    for n in selected:
         place = {"textcoords": "offset points", "xytext": (5, 5), "fontsize": 7}
         curve.annotate(
             f"{lams[n]:.0e}", (residual[n], solution[n]), **place, clip_on=False
@@ -111,7 +111,7 @@ def save_l_curve(
     panels = right.subplots(2, 3)
     for axes in panels.flat:
         axes.axis("off")
-    for axes, n in zip(panels.flat, shown, strict=False):
+    for axes, n in zip(panels.flat, selected, strict=False):
         axes.imshow(images[n], cmap="gray", vmin=0, vmax=images[n].max() or 1.0)
         colour = MASK_COLOUR if n == index else "black"
         axes.set_title(f"λ = {lams[n]:.0e}", fontsize=9, color=colour)
@@ -132,6 +132,13 @@ def new_canvas(width: float, height: float) -> "tuple[Figure, Axes]":
     canvas.axis("off")
     canvas.set_autoscale_on(False)
     return figure, canvas
+
+
+def quiet(axes: "Axes", axis: Literal["x", "both"] = "both") -> None:
+    """Small ticks, a pale grid, no box: the data come first."""
+    axes.tick_params(axis=axis, labelsize=8)
+    axes.grid(axis=axis, alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def panel(canvas: "Axes", image: np.ndarray, box: Box, **scale: Any) -> "AxesImage":
@@ -177,6 +184,12 @@ def write_on(canvas: "Axes", x: float, y: float, text: str, va: str = "top") -> 
     canvas.text(x, y, text, color="white", fontsize=8, va=va, path_effects=rim)
 
 
+def write_psnr(canvas: "Axes", box: Box, error: np.ndarray) -> None:
+    """The PSNR at peak 1 of an image with this error, in a box of the canvas."""
+    psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
+    write_on(canvas, box[0] + 0.05, box[1] + 0.05, f"{psnr:.1f} dB")
+
+
 def colour_bar(
     figure: "Figure",
     picture: "AxesImage",
@@ -215,9 +228,9 @@ def example_figure(examples: Examples, methods: Iterable[MethodInfo] = ()) -> "F
     order = [m.method for m in methods if m.method in examples.labels]
     order += [m for m in examples.labels if m not in order]
     errors = {m: np.abs(examples.images[m] - truth) for m in order}
-    shown = [errors[m][e] for m in order for e in rows]
+    drawn_errors = [errors[m][e] for m in order for e in rows]
     # Round and a little below the largest: one hot pixel must not dim all the others.
-    top = math.ceil(10 * np.percentile(shown, 99.5)) / 10 if shown else 0
+    top = math.ceil(10 * np.percentile(drawn_errors, 99.5)) / 10 if drawn_errors else 0
     grey = {"cmap": "gray", "vmin": 0, "vmax": 1}
     heat = {"cmap": "magma", "vmin": 0, "vmax": max(top, 0.1)}
 
@@ -269,20 +282,19 @@ def example_figure(examples: Examples, methods: Iterable[MethodInfo] = ()) -> "F
     canvas.text(left + 1.3, 0.06, "mask of the method", color="#c05a00", **style)
     error_picture = None
     for row, e in enumerate(rows):
-        box, other = places(0, row)
+        box, error_box = places(0, row)
         picture = panel(canvas, truth[e], box, **grey)
         outline(canvas, mask[e], box, TRUTH_COLOUR)
-        panel(canvas, mask[e], other, **grey)
-        write_on(canvas, other[0] + 0.05, other[1] + 0.05, "mask")
+        panel(canvas, mask[e], error_box, **grey)
+        write_on(canvas, error_box[0] + 0.05, error_box[1] + 0.05, "mask")
         for m, method in enumerate(order, start=1):
-            box, other = places(m, row)
+            box, error_box = places(m, row)
             panel(canvas, examples.images[method][e], box, **grey)
             outline(canvas, mask[e], box, TRUTH_COLOUR)
             outline(canvas, examples.masks[method][e], box, MASK_COLOUR)
             error = errors[method][e]
-            error_picture = panel(canvas, error, other, **heat)
-            psnr = -10 * math.log10(max(float(np.mean(error**2)), 1e-12))
-            write_on(canvas, other[0] + 0.05, other[1] + 0.05, f"{psnr:.1f} dB")
+            error_picture = panel(canvas, error, error_box, **heat)
+            write_psnr(canvas, error_box, error)
     width_mm = 1e3 * examples.pixel_size[0] * truth.shape[-1]
     scale_bar(canvas, (left, head, size, height), width_mm)
     long = (2 * height if tall else height) - 0.1

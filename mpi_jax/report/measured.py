@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpi_jax._files import write_atomically
-from mpi_jax.report.cells import edge_notes, given_notes, markdown, name_cell
+from mpi_jax.report.cells import (
+    edge_notes,
+    full_label,
+    given_notes,
+    markdown,
+    name_cell,
+)
 from mpi_jax.report.images import (
     MASK_COLOUR,
     TRUTH_COLOUR,
@@ -88,16 +94,18 @@ def write_measured(folder: Path) -> Path:
     return folder / "table.md"
 
 
-def _figure(found: Figure3Images, lines: list[Figure3Line]) -> "Figure":
+def _figure(measured: Figure3Images, lines: list[Figure3Line]) -> "Figure":
     """Columns: truth, then methods. Two rows a phantom: scaled image with masks, error."""
-    truth, phantoms, pixel = found.truth, found.phantoms, found.pixel_size
+    truth, phantoms, pixel = measured.truth, measured.phantoms, measured.pixel_size
     methods = list({line.method: line for line in lines}.values())
     numbers = {(line.phantom, line.method): line for line in lines}
     images = np.stack(
         [
             [
                 image * numbers[phantom, m.method].factor
-                for image, phantom in zip(found.images[m.method], phantoms, strict=True)
+                for image, phantom in zip(
+                    measured.images[m.method], phantoms, strict=True
+                )
             ]
             for m in methods
         ]
@@ -111,10 +119,7 @@ def _figure(found: Figure3Images, lines: list[Figure3Line]) -> "Figure":
     step = 2 * height + gap + 0.14
     bar = left + (1 + len(methods)) * (size + gap) + 0.06
     figure, canvas = new_canvas(bar + 0.8, head + len(phantoms) * step)
-    labels = [
-        f"{m.label} ({m.group})" if m.kind == "learned" else m.label for m in methods
-    ]
-    for column, label in enumerate(["Ground truth", *labels]):
+    for column, label in enumerate(["Ground truth", *map(full_label, methods)]):
         x = left + column * (size + gap) + size / 2
         text = textwrap.fill(label, 18, break_long_words=False)
         canvas.text(x, head - 0.07, text, ha="center", va="bottom", fontsize=8.5)
@@ -137,7 +142,7 @@ def _figure(found: Figure3Images, lines: list[Figure3Line]) -> "Figure":
             box, line = (x, y, size, height), numbers[phantom, method.method]
             panel(canvas, images[column, row], box, **grey)
             outline(canvas, mask, box, TRUTH_COLOUR)
-            outline(canvas, found.masks[method.method][row], box, MASK_COLOUR)
+            outline(canvas, measured.masks[method.method][row], box, MASK_COLOUR)
             write_on(canvas, x + 0.05, y + 0.05, f"× {line.factor:.2g}")
             box = (x, below, size, height)
             error_picture = panel(canvas, errors[column, row], box, **heat)

@@ -98,7 +98,7 @@ def page_of(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
         for name, data in figures.items()
         if name in CAPTIONS
     }
-    shown = [_html_table(table) for table in tables]
+    sections = [_html_table(table) for table in tables]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -107,9 +107,9 @@ def page_of(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
             f"<h1>{html.escape(title)}</h1>",
             f'<div class="remarks" role="note">{remarks}</div>' if remarks else "",
             f'<ul class="cards">{cards}</ul>' if cards else "",
-            *shown[:1],
+            *sections[:1],
             images.get("figure2.png", ""),
-            *shown[1:],
+            *sections[1:],
             images.get("snr.png", ""),
             images.get("samples.png", ""),
             images.get("training.png", ""),

@@ -19,7 +19,7 @@ def readme_table(paths: Iterable[Path]) -> str:
     for path in paths:
         summary = Summary.read(path)
         networks = [line.network for line in summary.rows if line.network]
-        seen = sorted({n.images_seen for n in networks if n.images_seen})
+        images_seen = sorted({n.images_seen for n in networks if n.images_seen})
         words = [
             f"`{summary.config}` at commit {summary.commit}, seed {summary.seed}",
             f"{summary.num:,} test images of {' x '.join(map(str, summary.grid))} pixels",
@@ -27,8 +27,8 @@ def readme_table(paths: Iterable[Path]) -> str:
             f"power SNR {snr_name(summary.snr_db)}",
             f"timed on {summary.device}",
         ]
-        if seen:
-            counts = " or ".join(f"{n:,}" for n in seen)
+        if images_seen:
+            counts = " or ".join(f"{n:,}" for n in images_seen)
             words.append(f"networks trained on {counts} images ({summary.trained_on})")
         grouped = summary.schema > 1
         table = results_table(

@@ -105,10 +105,10 @@ class Summary(Info):
     @classmethod
     def of(cls, value: dict[str, Json], where: str) -> Summary:
         schema = value.get("schema", 1)
-        found = super().of(value, where)
-        if not found.rows:
+        summary = super().of(value, where)
+        if not summary.rows:
             raise ValueError(f"{where}: expected rows of methods, got none")
-        return dataclasses.replace(found, schema=1 if schema == 1 else SCHEMA)
+        return dataclasses.replace(summary, schema=1 if schema == 1 else SCHEMA)
 
     @classmethod
     def upgraded(cls, value: dict[str, Json], where: str) -> dict[str, Json]:
@@ -198,8 +198,8 @@ class Examples:
         methods = [str(m) for m in read_arrays(path, *names)["methods"]]
         each = [f"{kind}_{m}" for m in methods for kind in ("image", "mask")]
         arrays = read_arrays(path, *names, *each)
-        shown = {n: arrays[n] for n in ("truth", "mask", *each)}
-        check_shapes(path, shown, len(arrays["family"]))
+        pictures = {n: arrays[n] for n in ("truth", "mask", *each)}
+        check_shapes(path, pictures, len(arrays["family"]))
         labels = [str(label) for label in arrays["labels"]]
         if len(labels) != len(methods):
             raise ValueError(f"{path}: expected a label for each method, got {labels}")

@@ -73,8 +73,8 @@ class Figure3Images:
         methods = [str(m) for m in read_arrays(path, *names)["methods"]]
         each = [f"{k}_{n}" for n in range(len(methods)) for k in ("image", "mask")]
         arrays = read_arrays(path, *names, *each)
-        shown = {n: arrays[n] for n in ("truth", *each)}
-        check_shapes(path, shown, len(arrays["phantoms"]))
+        pictures = {n: arrays[n] for n in ("truth", *each)}
+        check_shapes(path, pictures, len(arrays["phantoms"]))
         return cls(
             truth=arrays["truth"],
             phantoms=tuple(map(str, arrays["phantoms"])),

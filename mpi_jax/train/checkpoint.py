@@ -106,8 +106,8 @@ def restore(folder: Path, template: State, step: int) -> State:
     _quiet()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            read = reader.restore(path, args=args)
-        state = read.state
+            restored = reader.restore(path, args=args)
+        state = restored.state
         chex.assert_trees_all_equal_structs(template, state)
         chex.assert_trees_all_equal_shapes_and_dtypes(template, state)
         # What the manager will want to know of it.
@@ -116,7 +116,7 @@ def restore(folder: Path, template: State, step: int) -> State:
         _drop_late_reads()
         words = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: can't be read ({words})") from error
-    if checksums(state) != read.checksums["leaves"]:
+    if checksums(state) != restored.checksums["leaves"]:
         raise ValueError(f"{path}: holds other bytes than were written")
     return state
 
@@ -149,12 +149,12 @@ def restore_newest(folder: Path, template: State) -> tuple[int, State] | None:
             state = restore(folder, template, step)
         except ValueError as error:
             words = str(error)
-        told = next(filter(None, cluster.gather(words)), "")
-        if not told:
+        complaint = next(filter(None, cluster.gather(words)), "")
+        if not complaint:
             return step, state
         cluster.on_lead(partial(_set_aside, folder, step))
         if cluster.is_lead():
-            warnings.warn(f"checkpoint {step} is skipped: {told}", stacklevel=2)
+            warnings.warn(f"checkpoint {step} is skipped: {complaint}", stacklevel=2)
     return None
 
 

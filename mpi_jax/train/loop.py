@@ -34,13 +34,13 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from mpi_jax import cluster, configs, data, runs
+from mpi_jax._checks import expect
 from mpi_jax._progress import Stopped, Tell, silent
 from mpi_jax.configs import Config
 from mpi_jax.pretrained import load_weights
 from mpi_jax.train import checkpoint
 from mpi_jax.train.networks import Networks, check_signal, make_networks
 from mpi_jax.train.step import (
-    Batch,
     TrainState,
     data_parallel,
     init_state,
@@ -49,10 +49,12 @@ from mpi_jax.train.step import (
     replicate,
     train_step,
     with_weights,
+    zeros,
 )
 from mpi_jax.train.validation import make_validation
 
 Step = Callable[[TrainState, int], tuple[TrainState, dict[str, chex.Array]]]
+PicturesOf = Callable[[int], data.Shards]  # of a step
 
 
 def run(
@@ -75,7 +77,7 @@ def run(
     naming the first step whose numbers aren't finite, Stopped after a signal.
     """
     workdir = Path(workdir)
-    _check(config)
+    model, shards = _checked(config)
     settings = json.dumps(configs.to_dict(config), sort_keys=True)
     cluster.check_equal("config", hashlib.sha256(settings.encode()).hexdigest()[:12])
     with contextlib.ExitStack() as stack:
@@ -92,55 +94,58 @@ def run(
         cluster.on_lead(prepare)
         cluster.check_shared(workdir)
         tell("build", 0, 1, {})
-        return _Training(config, workdir, tell).run()
+        return _Training(config, workdir, model, shards, tell).run()
 
 
-def _check(config: Config) -> None:
-    """ValueError for settings that can't be trained, before any work."""
+def _checked(config: Config) -> tuple[Networks, PicturesOf]:
+    """The networks of a config and its pictures by step; ValueError for settings that
+    can't be trained, before any work.
+    """
     make_optimisers(config.optimiser, config.steps)
     for name in ("steps", "checkpoint_every", "log_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"{name}: expected a number >= 1, got {getattr(config, name)}"
-            )
+        value = getattr(config, name)
+        expect(value >= 1, name, "a number >= 1", value)
     for name in ("validate_every", "checkpoint_minutes"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(
-                f"{name}: expected a number >= 0, got {getattr(config, name)}"
-            )
+        value = getattr(config, name)
+        expect(value >= 0, name, "a number >= 0", value)
     scanner = data.make_scanner(config)
-    data.training_pictures(config, scanner.grid, _process())
-    check_signal(make_networks(config).generator, scanner)
+    process = jax.process_index(), jax.process_count()
+    shards = data.training_pictures(config, scanner.grid, process)
+    model = make_networks(config)
+    check_signal(model.generator, scanner)
     if config.tensorboard:
         runs.tensorboard()
-
-
-def _process() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
+    return model, shards
 
 
 class _Training:
     """A run from its newest checkpoint to its end."""
 
-    def __init__(self, config: Config, workdir: Path, tell: Tell):
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        model: Networks,
+        shards: PicturesOf,
+        tell: Tell,
+    ):
         self.config, self.workdir, self.tell = config, workdir, tell
-        self.forward = data.build(config)
-        self.model = make_networks(config)
-        self.validate = make_validation(config, self.forward, self.model.generator)
+        self.forward, self.model, self.shards = data.build(config), model, shards
+        self.validate = make_validation(config, self.forward, model.generator)
         self.checkpoints = workdir / "checkpoints"
         self.log_file = workdir / runs.LOG
         self.pending: collections.deque = collections.deque()
         self.result: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
-        step, fresh = _program(self.config, self.forward, self.model)
+        step, fresh = _program(self.config, self.forward, self.model, self.shards)
         done, state = checkpoint.restore_newest(self.checkpoints, fresh) or (
             0,
             self._with_initial_weights(fresh),
         )
         if jax.process_count() > 1:
-            told = str(sum(checkpoint.checksums(state)))
-            cluster.check_equal("the state that training starts from", told)
+            checksum = str(sum(checkpoint.checksums(state)))
+            cluster.check_equal("the state that training starts from", checksum)
         hosts = cluster.gather(platform.node())
         cluster.on_lead(lambda: self._start(done, hosts))
         self._export_again(state)
@@ -256,45 +261,39 @@ class _Training:
 
 
 def _program(
-    config: Config, forward: data.ForwardModel, model: Networks
+    config: Config, forward: data.ForwardModel, model: Networks, shards: PicturesOf
 ) -> tuple[Step, TrainState]:
     """The compiled step, (state, steps done) -> (state, metrics), and a fresh state."""
-    pictures = data.training_pictures(config, forward.scanner.grid, _process())
     tx = make_optimisers(config.optimiser, config.steps)
-    noise, _, steps_key = jax.random.split(jax.random.key(config.seed), 3)
+    noise, steps_key = data.training_keys(config.seed)
     snr = jnp.asarray(config.data.snr_db, jnp.float32)
 
     # snr is an argument, as all numbers that aren't shapes: one program for all of them.
-    def batch(shard, snr, noise: PRNGKeyArray, forward: data.ForwardModel):
-        start, shown = shard
-        examples = data.observe(forward, shown, start, snr, noise)
+    def batch_of(shard, snr, noise: PRNGKeyArray, forward: data.ForwardModel):
+        start, pictures = shard
+        examples = data.observe(forward, pictures, start, snr, noise)
         return make_batch(forward, examples, start)
 
     def step(state, shard, keys, snr, forward):
         key = jax.random.fold_in(keys[1], state.step)
-        made = batch(shard, snr, keys[0], forward)
-        return train_step(state, made, key, model=model, tx=tx, axis_name="data")
+        batch = batch_of(shard, snr, keys[0], forward)
+        return train_step(state, batch, key, model=model, tx=tx, axis_name="data")
 
     # The default generator takes a minute to compile for some hundred parameters.
     fresh = jax.random.key(config.seed, impl="unsafe_rbg")
     each = config.data.batch_size // jax.device_count()
     shapes = jax.eval_shape(
-        lambda: batch(
+        lambda: batch_of(
             (0, data.pictures(0, 0, each, forward.scanner.grid)), snr, noise, forward
         )
     )
-    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, _zeros(shapes))
+    state = jax.jit(partial(init_state, model=model, tx=tx))(fresh, zeros(shapes))
     compiled, everywhere = data_parallel(step, replicated=2), replicate(forward)
 
     def of(state: TrainState, done: int):
-        return compiled(state, pictures(done), (noise, steps_key), snr, everywhere)
+        return compiled(state, shards(done), (noise, steps_key), snr, everywhere)
 
     return of, state
-
-
-def _zeros(shapes: Batch) -> Batch:
-    """Zeros of the given shapes and dtypes."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _drain(pending: collections.deque, workdir: Path) -> dict[str, float]:
@@ -304,9 +303,9 @@ def _drain(pending: collections.deque, workdir: Path) -> dict[str, float]:
     values = jax.device_get(list(values))
     for number, line in zip(steps, values, strict=True):
         if not line["finite"]:
-            bad = [k for k, v in line.items() if not np.isfinite(v)]
+            broken = [k for k, v in line.items() if not np.isfinite(v)]
             raise FloatingPointError(
-                f"step {number}: {', '.join(bad) or 'a metric'} not finite; the last "
+                f"step {number}: {', '.join(broken) or 'a metric'} not finite; the last "
                 f"good checkpoint in {workdir / 'checkpoints'} is kept"
             )
     names = [name for name in values[0] if name != "finite"]

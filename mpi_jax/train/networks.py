@@ -35,7 +35,7 @@ class Networks(NamedTuple):
     accumulate: int = 1
 
 
-def make_networks(config: Config, forward: data.ForwardModel | None = None) -> Networks:
+def make_networks(config: Config) -> Networks:
     """The networks of a config, their sizes checked against the scanner.
 
     Raises ValueError for unknown rows, losses or sizes that don't fit.

@@ -122,15 +122,15 @@ def with_weights(state: TrainState, weights: Weights, where: str) -> TrainState:
 
     Raises ValueError for the weights of another network.
     """
-    here, there = (
+    expected, got = (
         {"/".join(k): jnp.shape(v) for k, v in flatten_dict(tree).items()}
         for tree in (state.average, dict(weights))
     )
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
             raise ValueError(
                 f"{where}: expected the weights of this generator, with {name} of shape "
-                f"{here.get(name, 'none')}, got {there.get(name, 'none')}; start from "
+                f"{expected.get(name, 'none')}, got {got.get(name, 'none')}; start from "
                 "weights of a config with the same generator and size"
             )
     average = jax.tree.map(
@@ -198,8 +198,8 @@ def train_step(
                 critic(params, batch.image), critic(params, reconstruction)
             )
         else:
-            both = critic(params, jnp.concatenate([batch.image, reconstruction]))
-            value = losses.discriminator_bce(*jnp.split(both, 2))
+            scores = critic(params, jnp.concatenate([batch.image, reconstruction]))
+            value = losses.discriminator_bce(*jnp.split(scores, 2))
         return value, ((), ())
 
     def mean_of_devices(tree):
@@ -222,8 +222,8 @@ def train_step(
 
     def update_critic(carry, key):
         params, optimiser = carry
-        made = jax.lax.stop_gradient(reconstruction)
-        value, _, slope, _ = slope_of(critic_loss, params, batch, made, key=key)
+        fake = jax.lax.stop_gradient(reconstruction)
+        value, _, slope, _ = slope_of(critic_loss, params, batch, fake, key=key)
         value, slope = mean_of_devices((value, slope))
         updates, optimiser = tx.discriminator.update(slope, optimiser, params)
         params = optax.apply_updates(params, updates)
@@ -285,16 +285,23 @@ def _slope(
     def add(total, part):
         batch, coefficients, *images = part
         if basis:
-            own = batch.inputs._replace(measured=(coefficients, *basis))
-            batch = batch._replace(inputs=own)
+            inputs = batch.inputs._replace(measured=(coefficients, *basis))
+            batch = batch._replace(inputs=inputs)
         means, each = of(batch, *images)
         return jax.tree.map(lambda t, m: t + m / parts, total, means), each
 
     shapes, _ = jax.eval_shape(of, batch, *images)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    means, each = jax.lax.scan(add, zeros, cut((alone, coefficients, *images)))
+    means, each = jax.lax.scan(add, zeros(shapes), cut((alone, coefficients, *images)))
     each = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), each)
     return *means, each
+
+
+Tree = TypeVar("Tree")
+
+
+def zeros(shapes: Tree) -> Tree:
+    """Zeros of the shapes and dtypes that jax.eval_shape gives."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _check_batch(batch: Batch) -> None:
@@ -353,9 +360,6 @@ def data_parallel(
         return compiled(state, shares, key, *others)
 
     return run
-
-
-Tree = TypeVar("Tree")
 
 
 def replicate(tree: Tree, *, by: str = PARALLEL) -> Tree:

@@ -34,16 +34,16 @@ def make_validation(
     key, everywhere = data.fixed_noise(), replicate(forward)
 
     def measure(weights, shard, key, snr, forward):
-        start, shown = shard
-        drawn = data.observe(forward, shown, start, snr, key)
+        start, pictures = shard
+        drawn = data.observe(forward, pictures, start, snr, key)
         out = predict(generator, weights, forward, drawn.voltage)
         image, mask = out.reconstruction, out.reconstruction > 0.5
         if out.segmentation is not None:
             mask = out.segmentation > 0
         scores = metrics.scores(image, drawn.image, mask, drawn.mask, 1.0)
-        seen = drawn.image, drawn.mask, image, mask, jnp.asarray(drawn.family)
+        arrays = drawn.image, drawn.mask, image, mask, jnp.asarray(drawn.family)
         # Of all devices, in the order of the images.
-        return jax.lax.all_gather((scores, seen), "data", tiled=True)
+        return jax.lax.all_gather((scores, arrays), "data", tiled=True)
 
     # Every process gets all of it.
     compiled = jax.pmap(
@@ -54,10 +54,12 @@ def make_validation(
         scores = []
         samples: Samples = {}
         for batch in range(-(-config.validation_images // config.data.batch_size)):
-            one, seen = compiled(weights, shards(batch), key, snr, everywhere)
-            scores.append(jax.device_get(one))
+            batch_scores, arrays = compiled(
+                weights, shards(batch), key, snr, everywhere
+            )
+            scores.append(jax.device_get(batch_scores))
             if not samples:
-                first = jax.tree.map(lambda a: a[:_SAMPLES], jax.device_get(seen))
+                first = jax.tree.map(lambda a: a[:_SAMPLES], jax.device_get(arrays))
                 samples = _samples(*first)
         means = {
             f"validation_{name}": float(np.mean([np.mean(s[name]) for s in scores]))

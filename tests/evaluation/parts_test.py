@@ -114,7 +114,7 @@ def test_chosen_settings_come_back_as_they_were(tmp_path):
     assert [type(v) for v in chosen.settings.values()] == [
         type(v) for v in settings.values()
     ]
-    assert chosen.told == ready.told
+    assert chosen.all_settings == {**settings, "threshold": 0.35}
 
 
 def files(folder):
