@@ -54,7 +54,7 @@ CONFIGS = {
 # Configs that weights ship for (mpi_jax/weights), the default first -> SHA-256 of the file.
 SHIPPED = {
     "small64": "48366a3593e217f7e6b45286b50303d28beef7e9d62660c04e34750919a2279e",
-    "small32": "aa58c6a46c169b72c5e84656aa05e1774b47efdd6ecd09bbfd7786c8be3e6168",
+    "small32": "9293ca7a3b272a33babcdbe6cc9174923dde8d566533f246f0444316191ce6be",
 }
 
 

@@ -277,8 +277,9 @@ def _columns(array, index):
 
 
 def _system(S, index, lam):
-    """Blocks of rows [blocks, 2m, P] (real: [blocks, m, P]) and the inverses of their
-    triangles tril(B B^H) + lam I, [blocks, m, m].
+    """Blocks of rows [blocks, 2m, P] (real: [blocks, m, P]) and what residuals become
+    step lengths by: the transposed inverses of the triangles tril(B B^H) + lam I, as real
+    matrices [blocks, 2m, 2m] for (Re, Im) side by side (real: [blocks, m, m]).
 
     The inverse, because for many frames a product per visit is twice as fast as a
     substitution, and as accurate on these triangles. A zero row never moves c; it only
@@ -296,9 +297,13 @@ def _system(S, index, lam):
     energy = jnp.einsum("bii->bi", gram).real
     shift = jnp.where(energy + lam > 0, lam, 1).astype(gram.dtype)
     triangle = jnp.tril(gram) + shift[:, None, :] * identity[None]
-    return rows, solve_triangular(
+    inverse = solve_triangular(
         triangle, jnp.broadcast_to(identity, triangle.shape), lower=True
-    )
+    ).mT
+    if not jnp.iscomplexobj(S):
+        return rows, inverse
+    re, im = inverse.real, inverse.imag
+    return rows, jnp.block([[re, im], [-im, re]])
 
 
 def _visit_blocks(system, u, lam, c, dual):
@@ -306,7 +311,7 @@ def _visit_blocks(system, u, lam, c, dual):
 
     def visit(c, block):
         rows, inverse, u, dual = block
-        alpha = matmul(u - _times(c, rows) - dual, inverse.T)
+        alpha = _lengths(u - _times(c, rows) - dual, inverse)
         return _step(c, alpha, rows), dual + lam * alpha
 
     return lax.scan(visit, c, (*system, u, dual))
@@ -363,6 +368,15 @@ def _times(c, rows):
     m = rows.shape[0] // 2
     re, im = (matmul(part, rows.T) for part in c)
     return lax.complex(re[:, :m] - im[:, m:], re[:, m:] + im[:, :m])
+
+
+def _lengths(r, inverse):
+    """Residuals [F, m] to step lengths [F, m], by a matrix of `_system`."""
+    if not jnp.iscomplexobj(r):
+        return matmul(r, inverse)
+    m = r.shape[1]
+    alpha = matmul(jnp.concatenate([r.real, r.imag], axis=1), inverse)
+    return lax.complex(alpha[:, :m], alpha[:, m:])
 
 
 def _step(c, alpha, rows):
