@@ -38,8 +38,7 @@ def run(options: Options) -> None:
     from mpi_jax.evaluation import table
 
     check_num(options.num, len(phantoms.FAMILIES))
-    config, names = _beside(config)
-    shipped = {name: options.workdir / f"shipped_{name}" for name in names}
+    shipped = {n: options.workdir / f"shipped_{n}" for n in _beside(config)}
     with Progress() as tell:
         train.run(config, options.workdir, resume=options.resume, tell=tell)
         for name, folder in shipped.items():
@@ -51,25 +50,18 @@ def run(options: Options) -> None:
     print(f"\n{time.monotonic() - began:.0f} s. Open {Path(page).resolve()}")
 
 
-def _beside(config: configs.Config) -> tuple[configs.Config, list[str]]:
-    """Configs whose shipped weights know this scanner and its test signals.
-
-    All networks of a page are shown the same signals: the config comes back with the
-    sampling that these weights were trained with.
-    """
+def _beside(config: configs.Config) -> list[str]:
+    """Configs whose shipped weights know this scanner and its test signals."""
     from mpi_jax import pretrained
 
     names = []
     for name in configs.SHIPPED:
         metadata = pretrained.load_weights(pretrained.shipped(name))[1]
         shipped_config = configs.from_dict(metadata["config"])
-        oversample = shipped_config.scanner.oversample
-        scanner = dataclasses.replace(config.scanner, oversample=oversample)
         signals = (shipped_config.scanner, shipped_config.data.test_snr_db)
-        if signals == (scanner, config.data.test_snr_db):
-            config = dataclasses.replace(config, scanner=scanner)
+        if signals == (config.scanner, config.data.test_snr_db):
             names.append(name)
-    return config, names
+    return names
 
 
 def _table(lines: Sequence[results.Line]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mpi_jax import configs, pretrained, results
+from mpi_jax import configs, results
 from mpi_jax.cli import demo
 
 
@@ -19,17 +19,16 @@ def line(label, family, psnr):
 
 
 def test_weights_of_the_same_scanner_join():
-    """In their sampling, which is older than that of the presets of today."""
-    metadata = pretrained.load_weights(pretrained.shipped("small32"))[1]
-    stored = configs.from_dict(metadata["config"])
-    assert demo._beside(stored) == (stored, ["small32"])
-    config, names = demo._beside(configs.get("small"))
-    assert names == ["small32"] and config.scanner == stored.scanner
-    assert (config.scanner.oversample, config.name) == (1, "small")
-    louder = dataclasses.replace(stored.data, test_snr_db=20.0)
-    louder = dataclasses.replace(stored, data=louder)
-    assert demo._beside(louder) == (louder, [])
-    assert demo._beside(configs.get("paper")) == (configs.get("paper"), [])
+    small = configs.get("small")
+    assert demo._beside(small) == ["small32"]
+    assert demo._beside(configs.get("small64")) == ["small64"]
+    aliased = dataclasses.replace(small.scanner, oversample=1)
+    for change in (
+        dict(scanner=aliased),
+        dict(data=dataclasses.replace(small.data, test_snr_db=20.0)),
+    ):
+        assert demo._beside(dataclasses.replace(small, **change)) == []
+    assert demo._beside(configs.get("paper")) == []
 
 
 def test_table_is_short_and_in_columns():
