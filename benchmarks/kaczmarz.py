@@ -2,8 +2,10 @@
 
     python benchmarks/kaczmarz.py [--rows 2500] [--voxels 1369] [--iterations 20]
 
-Peers: `numpy`, the row loop with one BLAS product per row, and `numba`, the strict row
-loop (no fastmath), if Numba is there. Peers take frames one by one, JAX as one batch;
+Peers: `numpy`, the row loop with one BLAS product per row; with Numba, if it is there,
+`numba`, the strict row loop, and `numba_fastmath`, the fastest row loop we know: real
+and imaginary parts apart, so that both products of a row are vector instructions, sums
+in any order. Peers take frames one by one, JAX as one batch;
 a peer's cost per frame does not depend on the number of frames, so it runs one frame.
 Counted: everything from arrays in memory to the result, with row energies, argument
 checks, Gram matrices and triangles. Not counted: compilation and a first call.
@@ -65,6 +67,37 @@ def scalar_rows(S, u, lam, iterations):
     return c.real
 
 
+def split_rows(rows, u, lam, iterations):
+    """The same on (Re, Im) of the rows, for Numba with fastmath."""
+    re, im = rows
+    voxels = re.shape[1]
+    root = np.float32(np.sqrt(lam))
+    energy = np.zeros(len(re), np.float32)
+    for i in range(len(re)):
+        for n in range(voxels):
+            energy[i] += re[i, n] * re[i, n] + im[i, n] * im[i, n]
+    c_re, c_im = np.zeros(voxels, np.float32), np.zeros(voxels, np.float32)
+    v = np.zeros(len(re), np.complex64)
+    for _ in range(iterations):
+        for i in range(len(re)):
+            row_re, row_im = re[i], im[i]
+            real = imaginary = np.float32(0)
+            for n in range(voxels):
+                real += row_re[n] * c_re[n] - row_im[n] * c_im[n]
+                imaginary += row_re[n] * c_im[n] + row_im[n] * c_re[n]
+            r = u[i] - np.complex64(complex(real, imaginary)) - root * v[i]
+            alpha = r / (energy[i] + lam)
+            a, b = alpha.real, alpha.imag
+            for n in range(voxels):
+                c_re[n] += a * row_re[n] + b * row_im[n]
+                c_im[n] += b * row_re[n] - a * row_im[n]
+            v[i] += root * alpha
+        for n in range(voxels):
+            c_re[n] = max(c_re[n], np.float32(0))
+            c_im[n] = np.float32(0)
+    return c_re
+
+
 def interleaved(functions, repeats):
     """Seconds {name: [repeats, 2]}, wall and processor, and results, taken in turns."""
     results = {name: np.asarray(f()) for name, f in functions.items()}
@@ -97,9 +130,11 @@ def main():
     lam = np.float32(1e-2 * np.sum(np.abs(S) ** 2) / args.voxels)
 
     matrix = jax.numpy.asarray(S)
-    peers = {"numpy": numpy_rows}
+    peers = {"numpy": (numpy_rows, S)}
     if numba is not None:
-        peers["numba"] = numba.njit(scalar_rows)
+        apart = np.ascontiguousarray(S.real), np.ascontiguousarray(S.imag)
+        peers["numba"] = numba.njit(scalar_rows), S
+        peers["numba_fastmath"] = numba.njit(fastmath=True)(split_rows), apart
     for frames in args.frames:
         batch = jax.numpy.asarray(u[:frames])
         functions = {
@@ -107,8 +142,10 @@ def main():
                 matrix, batch, lam=1e-2, iterations=args.iterations
             )
         }
-        for name, peer in peers.items():
-            functions[name] = lambda peer=peer: peer(S, u[0], lam, args.iterations)
+        for name, (peer, rows) in peers.items():
+            functions[name] = lambda peer=peer, rows=rows: peer(
+                rows, u[0], lam, args.iterations
+            )
         seconds, results = interleaved(functions, args.repeats)
         for name in peers:
             error = np.linalg.norm(results["jax"][0] - results[name])
