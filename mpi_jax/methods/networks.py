@@ -72,6 +72,7 @@ def about(folder: Path, config: Config, generator: Any) -> dict[str, Any]:
         "dice": config.loss.dice,
         "physics": config.physics.rank,
         "seed": config.seed,
+        "budget": config.steps * config.data.batch_size,
         "images_seen": metadata.get("images"),
         "commit": metadata.get("commit"),
         "trained_on": metadata.get("device"),
@@ -203,7 +204,10 @@ def forward_model(problem: Problem, config: Config) -> data.ForwardModel:
     """
 
     def inputs(c: Config) -> tuple:
-        return c.scanner, c.calibration, c.physics, c.data.batch_size, c.data.families
+        # What whitens hangs on the noise as well.
+        norm = c.data.signal_norm, c.data.signal_norm == "pca" and min(c.data.snr_db)
+        shown = c.data.batch_size, c.data.families
+        return c.scanner, c.calibration, c.physics, shown, norm
 
     if problem.config is not None and problem.forward is not None:
         if inputs(problem.config) == inputs(config):
@@ -240,6 +244,7 @@ def distinct(labels: list[str], abouts: list[dict]) -> list[str]:
         "adversarial weight {adversarial:g}",
         "mask terms {bce:g} BCE + {dice:g} Dice",
         "config {config}",
+        "budget of {budget:,} images",
         "seed {seed}",
         "run {number}",
     ):

@@ -310,7 +310,10 @@ def test_bad_input(trained, tmp_path):
 
 def test_labels_tell_runs_apart():
     abouts = [
-        {"adversarial": a, "bce": 5.0, "dice": 5.0, "config": "c", "seed": s}
+        {
+            **{"adversarial": a, "bce": 5.0, "dice": 5.0, "config": "c", "seed": s},
+            "budget": 9600,
+        }
         for a, s in ((0, 0), (1, 0), (1, 1), (1, 1))
     ]
     assert networks.distinct(["A"] * 4, abouts) == [
@@ -325,5 +328,10 @@ def test_labels_tell_runs_apart():
     assert networks.distinct(["A"] * 2, two) == [
         "A, mask terms 5 BCE + 5 Dice",
         "A, mask terms 5 BCE + 0.1 Dice",
+    ]
+    two = [abouts[0], {**abouts[0], "budget": 640_000, "seed": 1}]
+    assert networks.distinct(["A"] * 2, two) == [
+        "A, budget of 9,600 images",
+        "A, budget of 640,000 images",
     ]
     assert networks.distinct(["A", "B"], abouts[:2]) == ["A", "B"]
