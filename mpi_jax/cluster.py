@@ -39,7 +39,9 @@ from jax.experimental import multihost_utils
 
 from mpi_jax._progress import Stopped
 
-SILENT_S = 30.0  # no sign of life for so long: gone. A long read may keep all threads still.
+SILENT_S = (
+    30.0  # no sign of life for so long: gone. A long read may keep all threads still.
+)
 _SUSPECT_S = 5.0  # likewise, where a computation with it has failed
 _BEAT_S = 1.0
 _HEARTBEAT_S = 60  # JAX's own: where the lead is beyond judging
