@@ -5,7 +5,7 @@
     evaluation/{info.json, metrics.jsonl, arrays.npz}    numbers and example images
     evaluation/values.npz                                every number of every image
         ->  report/{table.md, table.json, figure2.png, figure2.pdf, snr.png,
-                    training.png, samples.png, report.html}
+                    growth.png, training.png, samples.png, report.html}
     generalisation/{table.json, values.npz}              of mpi-jax generalise
         ->  generalisation/{table.md, drops.png, drops.pdf, shapes.png}
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from mpi_jax._files import write_atomically
 from mpi_jax.report.cells import markdown
 from mpi_jax.report.charts import snr_figure, training_figure
+from mpi_jax.report.curves import growth_figure, growths
 from mpi_jax.report.images import encoded, example_figure, samples_figure
 from mpi_jax.report.page import page_of
 from mpi_jax.report.read import read
@@ -44,6 +45,8 @@ def write(workdir: Path) -> Path:
         figures["figure2.pdf"] = encoded(figure, "pdf")
     if len({snr for snr, _ in run.levels}) > 1:
         figures["snr.png"] = encoded(snr_figure(run))
+    if growths(run):
+        figures["growth.png"] = encoded(growth_figure(run))
     if run.training or run.validation:
         figures["training.png"] = encoded(training_figure(run))
     if run.samples and not run.examples:

@@ -67,6 +67,12 @@ CAPTIONS = {
         "Mean PSNR on the same test images against the SNR of their signals, with 95 % "
         "intervals. Points are set side by side.",
     ),
+    "growth.png": (
+        "More images",
+        "Means on the same test images against the number of training images, with 95 % "
+        "intervals; dotted: the power laws of the table; dashed: the classical method "
+        "with the best PSNR.",
+    ),
     "samples.png": (
         "Samples of the training",
         "The same validation images at some validations, the newest last, with the mask "
@@ -111,6 +117,7 @@ def page_of(run: Run, tables: list[Table], figures: dict[str, bytes]) -> str:
             images.get("figure2.png", ""),
             *sections[1:],
             images.get("snr.png", ""),
+            images.get("growth.png", ""),
             images.get("samples.png", ""),
             images.get("training.png", ""),
             f"<details><summary>Configuration</summary><pre>{html.escape(settings)}</pre>"
@@ -193,6 +200,8 @@ def _html_figure(run: Run, name: str, content: bytes) -> str:
         alt = f"Grid of images. Methods: ground truth, {labels}. Families: {rows}."
     elif name == "snr.png":
         alt = "Chart: mean PSNR of each method against the SNR of the test signals."
+    elif name == "growth.png":
+        alt = "Three charts: PSNR, SSIM and Dice against the number of training images."
     elif name == "samples.png":
         steps = ", ".join(f"step {sample.step}" for sample in run.samples)
         rows = ", ".join(str(f) for f in run.samples[-1].family)

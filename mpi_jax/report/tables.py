@@ -21,6 +21,7 @@ from mpi_jax.report.cells import (
     spread,
 )
 from mpi_jax.report.comparisons import claims, seeds
+from mpi_jax.report.curves import growth_tables
 from mpi_jax.report.read import Run
 from mpi_jax.results import Info, Line, Table
 
@@ -94,7 +95,7 @@ def tables_of(run: Run) -> list[Table]:
         tables.append(results_table(main, MORE, "Masks, amounts, fidelity", (note,)))
     tables += _family_table(run)
     tables.append(_paper_table(main))
-    tables += _snr_table(run) + claims(run) + seeds(run)
+    tables += _snr_table(run) + claims(run) + seeds(run) + growth_tables(run)
     tables.append(_settings_table(main))
     return tables
 
