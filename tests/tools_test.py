@@ -1,5 +1,6 @@
 """The tools of maintainers."""
 
+import pathlib
 import sys
 
 from support.programs import load
@@ -32,3 +33,18 @@ def test_table_trains_every_row_alike_and_evaluates_all(tmp_path, monkeypatch):
     assert [evaluate.workdir, *evaluate.runs] == runs
     assert (evaluate.num, evaluate.methods) == (60, ("tv",))
     assert report.workdir == runs[0]
+
+
+def test_table_trains_on_fewer_images_too(tmp_path, monkeypatch):
+    table = load("table")
+    commands = []
+    monkeypatch.setattr(table, "mpi_jax", lambda *words: commands.append(words))
+    words = ["--table", "table32", "--workdir", tmp_path, "--rows", "cnn"]
+    words += ["--budgets", 640, 1000]
+    monkeypatch.setattr(sys, "argv", ["table.py", *map(str, words)])
+    table.main()
+    trains = [read("train", [*map(str, words[1:])]) for words in commands[:3]]
+    assert [train.overrides.steps for train in trains] == [9971, 10, 16]
+    names = ["cnn_0", "cnn_0_640", "cnn_0_1000"]
+    assert [train.workdir.name for train in trains] == names
+    assert [pathlib.Path(n).name for n in commands[3][-2:]] == names[1:]
