@@ -1,17 +1,18 @@
 """Rows of networks: sizes, costs, names."""
 
 import dataclasses
-import math
 
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import jaxprs_in_params
 from support.networks import count, inputs
+from support.programs import load
 
 from mpi_jax.models import transgan, variants
 from mpi_jax.models.variants import DISCRIMINATORS, GENERATORS
+
+multiply_adds = load("counting").multiply_adds
 
 GENERATOR_COUNTS = {
     "tg128_dual": 16_222_342,
@@ -101,23 +102,6 @@ def test_matched_row_is_within_a_thousandth_of_dual():
         dual = GENERATOR_COUNTS[f"{family}_dual"]
         matched = GENERATOR_COUNTS[f"{family}_single_matched"]
         assert abs(matched / dual - 1) < 1e-3
-
-
-def multiply_adds(jaxpr):
-    """Of all matrix products and convolutions of a traced program."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            inner = [shapes[0][i] for i in contracted]
-            total += math.prod(shapes[2]) * math.prod(inner)
-        elif eqn.primitive.name == "conv_general_dilated":
-            spec = eqn.params["dimension_numbers"].rhs_spec
-            total += math.prod(shapes[2]) * math.prod(shapes[1][i] for i in spec[1:])
-        times = eqn.params.get("length", 1)  # of a scan
-        total += times * sum(map(multiply_adds, jaxprs_in_params(eqn.params)))
-    return total
 
 
 @pytest.mark.parametrize(

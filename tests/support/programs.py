@@ -7,8 +7,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def script(name):
-    """The file of an example or a tool."""
-    (path,) = (p for f in ("examples", "tools") for p in (ROOT / f).glob(f"{name}.py"))
+    """The file of an example, a tool or a benchmark."""
+    folders = (ROOT / folder for folder in ("examples", "tools", "benchmarks"))
+    (path,) = (path for folder in folders for path in folder.glob(f"{name}.py"))
     return path
 
 
