@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TAIL = 30  # budgets from this part of the largest on are fitted
-_BUDGET = re.compile(r", budget of ([\d,]+) images")
-_SEED = re.compile(r", (seed|run) \d+")
+_DIFFERENCE = re.compile(r", (budget of [\d,]+ images|(seed|run) \d+)")
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,13 @@ def power_law(
 
 def growths(run: Run) -> list[Growth]:
     """Networks of the table of which there are several budgets."""
-    found: dict[str, Growth] = {}
+    by_label: dict[str, Growth] = {}
     for line in run.main:
-        budget = _BUDGET.search(line.label)
-        if line.network is not None and budget:
-            label = _SEED.sub("", _BUDGET.sub("", line.label))
-            growth = found.setdefault(label, Growth(label, line.group))
-            images = int(budget[1].replace(",", ""))
-            growth.runs.setdefault(images, []).append(line)
-    return [growth for growth in found.values() if len(growth.runs) > 1]
+        if line.network is not None and line.network.budget is not None:
+            label = _DIFFERENCE.sub("", line.label)
+            growth = by_label.setdefault(label, Growth(label, line.group))
+            growth.runs.setdefault(line.network.budget, []).append(line)
+    return [growth for growth in by_label.values() if len(growth.runs) > 1]
 
 
 def best_classical(run: Run) -> Line | None:

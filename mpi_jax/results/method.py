@@ -53,7 +53,8 @@ class Network:
     dice: float
     rank: int  # singular vectors in use; 0: none, the network sees the voltage alone
     seed: int
-    images_seen: int | None = None
+    budget: int | None = None  # images of the whole training
+    images_seen: int | None = None  # at its best validation, whose weights it has
     commit: str = UNKNOWN
     trained_on: str = UNKNOWN
     group: str  # the same for networks that differ by their seed only

@@ -62,7 +62,7 @@ def test_the_page_shows_growth_where_there_are_several_budgets(tmp_path):
     lines = [line("tv", "TV", 35.0), line("kaczmarz", "Kaczmarz", 30.0)]
     numbers = {"tv": around(35, 7)[0], "kaczmarz": around(30, 8)[0]}
     for k, images in enumerate(IMAGES):
-        one = dataclasses.replace(network, group=str(k))
+        one = dataclasses.replace(network, group=str(k), budget=images)
         label = f"Net, budget of {images:,} images"
         lines.append(line(f"n{k}", label, 20.0 + 3 * k, one))
         numbers[f"n{k}"] = around(20 + 3 * k, k)[0]
