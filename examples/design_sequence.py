@@ -15,7 +15,7 @@ Dividers are whole numbers: all pairs of the same period, x near its resonance a
 slower, are tried at the optimum.
 
 The check is independent: phantoms on a finer grid, noise, Tikhonov images of
-reconstruct.variational, error against the truth.
+reconstruct.spectral, error against the truth.
 
 Symbols
     A [2]        drive-field amplitudes along x and y  [T]
