@@ -153,7 +153,7 @@ def test_a_process_that_is_gone_is_named_by_the_others(number):
             assert any(line.startswith("ready") for line in process.stdout)
         processes[1].send_signal(number)
         began = time.monotonic()
-        _, said = processes[0].communicate(timeout=60)
+        _, said = processes[0].communicate(timeout=120)
         seconds = time.monotonic() - began
     finally:
         for process in processes:
@@ -162,7 +162,7 @@ def test_a_process_that_is_gone_is_named_by_the_others(number):
     last = said.splitlines()[-1]
     assert last.startswith("mpi-jax: process 1 on ") and "no sign of life" in last
     assert "Traceback" not in said
-    assert seconds < (15 if number == signal.SIGKILL else 55)
+    assert seconds < (25 if number == signal.SIGKILL else 80)
 
 
 AGREE = """
