@@ -39,9 +39,8 @@ from jax.experimental import multihost_utils
 
 from mpi_jax._progress import Stopped
 
-SILENT_S = (
-    30.0  # no sign of life for so long: gone. A long read may keep all threads still.
-)
+# No sign of life for so long: gone. A long read may keep all threads of a process still.
+SILENT_S = 30.0
 _SUSPECT_S = 5.0  # likewise, where a computation with it has failed
 _BEAT_S = 1.0
 _HEARTBEAT_S = 60  # JAX's own: where the lead is beyond judging
@@ -54,7 +53,7 @@ _ALIVE = "mpi_jax/alive/"
 _SUSPICION = "suspicion"
 _OURS = ("MPI_JAX_COORDINATOR", "MPI_JAX_NUM_PROCESSES", "MPI_JAX_PROCESS_ID")
 # What XLA says, in errors of several types, where a process it computes with is gone.
-_LOST = re.compile("[A-Z_]+: .*(gloo|nccl|connection|peer|coordination)", re.IGNORECASE)
+_LOST = re.compile("[A-Z_]+: .*(?i:gloo|nccl|connection|peer|coordination)")
 _RANKS = ("JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
@@ -217,7 +216,8 @@ def join(*, stops: bool = False) -> Iterator[None]:
     except BaseException as error:
         if _LOST.match(str(error)):
             # The watch knows better who is gone, or what he said, and ends this process.
-            _beat(_client(), _SUSPICION)
+            with contextlib.suppress(Exception):  # the store may be gone with the lead
+                _beat(_client(), _SUSPICION)
             watch.join(SILENT_S + 2 * _GRACE_S)
         over.set()
         _tell(error)

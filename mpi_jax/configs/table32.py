@@ -9,11 +9,7 @@ light mask terms (see small64), a stem that holds most of the parameters.
 import dataclasses
 
 from mpi_jax.configs import table, table64
-from mpi_jax.configs.schema import (
-    DataConfig,
-    PhysicsConfig,
-    ScannerConfig,
-)
+from mpi_jax.configs.schema import PhysicsConfig, ScannerConfig
 
 IMAGES = 638_137  # the paper's training set
 BASE = dataclasses.replace(
@@ -23,15 +19,8 @@ BASE = dataclasses.replace(
     discriminator="df48_32",
     steps=-(-IMAGES // 64),
     scanner=ScannerConfig(pixels=32),
-    data=DataConfig(
-        batch_size=64,
-        snr_db=(40.0, 40.0),
-        test_snr_db=40.0,
-        signal_norm="pca",
-        images=IMAGES,
-    ),
+    data=dataclasses.replace(table64.BASE.data, batch_size=64, images=IMAGES),
     optimiser=dataclasses.replace(table64.BASE.optimiser, ema=0.999),
-    log_every=50,
     checkpoint_every=250,
     validation_images=240,
 )

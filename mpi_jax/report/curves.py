@@ -12,7 +12,7 @@ from jaxtyping import Float
 from mpi_jax import bootstrap
 from mpi_jax.report.cells import NOTHING, formatted, interval_text
 from mpi_jax.report.images import DPI, quiet
-from mpi_jax.report.read import Run
+from mpi_jax.report.read import Run, mean_psnr
 from mpi_jax.results import Line, Table
 
 if TYPE_CHECKING:
@@ -95,11 +95,7 @@ def growths(run: Run) -> list[Growth]:
 def best_classical(run: Run) -> Line | None:
     """The line of the classical method with the best mean PSNR."""
     lines = [n for n in run.main if n.kind == "classical" and n.psnr is not None]
-    return max(lines, key=_mean_psnr, default=None)
-
-
-def _mean_psnr(line: Line) -> float:
-    return line.psnr.mean if line.psnr else -math.inf
+    return max(lines, key=mean_psnr, default=None)
 
 
 def law_of(run: Run, growth: Growth) -> PowerLaw | None:

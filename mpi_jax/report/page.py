@@ -5,11 +5,9 @@ import dataclasses
 import html
 import json
 
-import numpy as np
-
 from mpi_jax.report.cells import TEXT_COLUMNS
-from mpi_jax.report.read import Run
-from mpi_jax.results import Line, Table
+from mpi_jax.report.read import Run, mean_psnr
+from mpi_jax.results import Table
 
 # --- page ----------------------------------------------------------------------------
 
@@ -143,9 +141,9 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
 def _headlines(run: Run) -> list[tuple[str, str]]:
     cards = []
     if run.main:
-        best = max(run.main, key=_mean_psnr)
+        best = max(run.main, key=mean_psnr)
         num = run.measured.num if run.measured else best.num
-        cards.append((f"{_mean_psnr(best):.2f} dB", f"best mean PSNR: {best.label}"))
+        cards.append((f"{mean_psnr(best):.2f} dB", f"best mean PSNR: {best.label}"))
         for words, numbers in (("SSIM", best.ssim), ("Dice overlap", best.dice)):
             if numbers:
                 cards.append((f"{numbers.mean:.3f}", f"its {words}"))
@@ -154,11 +152,6 @@ def _headlines(run: Run) -> list[tuple[str, str]]:
         last = run.training[-1]
         cards.append((f"{last.step:,}", f"training steps, {last.images:,} images"))
     return cards
-
-
-def _mean_psnr(line: Line) -> float:
-    """PSNR for a ranking; one that isn't known is the worst."""
-    return float(np.nan_to_num(line.psnr.mean, nan=-np.inf)) if line.psnr else -np.inf
 
 
 def _html_table(table: Table) -> str:

@@ -94,6 +94,11 @@ def read(workdir: Path) -> Run:
     )
 
 
+def mean_psnr(line: Line) -> float:
+    """PSNR for a ranking; one that isn't known is the worst."""
+    return float(np.nan_to_num(line.psnr.mean, nan=-np.inf)) if line.psnr else -np.inf
+
+
 def _if_there(read_file: Callable[[Path], T], path: Path) -> T | None:
     return read_file(path) if path.is_file() else None
 
